@@ -1,0 +1,308 @@
+import hashlib
+import os
+import threading
+
+import numpy as np
+import pytest
+import torch
+from image_files import encoded, folder_spec, noise, pets, plant
+
+from tlrecipe.data.pixels import decode_files, decode_split, duplicates
+from tlrecipe.data.preprocess import BadImage, decode, fit
+from tlrecipe.data.sources import list_data
+from tlrecipe.language.diagnostics import TlrecipeError
+from tlrecipe.language.spec import SampleData
+from tlrecipe.planning.facts import Preprocessing
+
+P = Preprocessing(size=16, crop_pct=0.8)
+
+
+def listed(root):
+    return list_data(folder_spec(root, val=0.0), seed=0)
+
+
+def stored(root, p=P, split="train", on_bad="error", **options):
+    return decode_split(listed(root), split, p, on_bad=on_bad, **options)
+
+
+def mixed(sizes=((12, 12), (12, 9), (30, 20), (16, 16), (12, 12), (8, 40))):
+    """Files of several sizes, small and large, by name."""
+    return {
+        f"{kind}/{number}.png": encoded(noise(number, *size))
+        for kind in ("cat", "dog")
+        for number, size in enumerate(sizes)
+    }
+
+
+def truth(root, pixels, p=P):
+    return torch.stack([fit(decode((root / name).read_bytes(), p), p) for name in pixels.names])
+
+
+# --------------------------------------------------------------------------- what is stored
+
+
+def test_small_images_of_one_size_keep_it_and_serve_every_size(tmp_path):
+    root = plant(tmp_path, pets(5))
+    pixels = stored(root)
+    assert pixels.images.shape == (10, 3, 12, 12)
+    assert pixels.images.is_contiguous(memory_format=torch.channels_last)
+    for p in (P, Preprocessing(size=24, interpolation="bilinear")):
+        assert pixels.serves(p)
+        assert torch.equal(pixels.batch(torch.arange(10), p), truth(root, pixels, p))
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("first", range(6))
+def test_images_of_several_sizes_are_fitted_whichever_comes_first(tmp_path, threads, first):
+    sizes = [(12, 12), (12, 9), (30, 20), (16, 16), (12, 12), (8, 40)]
+    root = plant(tmp_path, mixed(sizes[first:] + sizes[:first]))
+    pixels = stored(root, threads=threads)
+    assert pixels.images.shape == (12, 3, 16, 16)
+    assert torch.equal(pixels.images, truth(root, pixels))
+    assert torch.equal(pixels.batch(torch.arange(12), P), truth(root, pixels))
+
+
+def test_the_largest_image_that_keeps_its_size(tmp_path):
+    for side, height in ((16, 16), (17, 16)):
+        root = plant(tmp_path / str(side), {name: encoded(noise(1, side, 9)) for name in pets()})
+        assert stored(root).images.shape[2] == height
+
+
+def test_fitted_images_serve_one_geometry_only(tmp_path):
+    pixels = stored(plant(tmp_path, mixed()))
+    other = Preprocessing(size=24, crop_pct=0.8)
+    assert not pixels.serves(other)
+    with pytest.raises(ValueError, match="16"):
+        pixels.batch(torch.arange(2), other)
+    assert pixels.serves(Preprocessing(size=16, crop_pct=0.8, mean=(0, 0, 0)))
+
+
+def test_a_batch_is_in_the_order_of_its_indices(tmp_path):
+    for files in (pets(5), mixed()):
+        pixels = stored(plant(tmp_path / str(len(files)), files))
+        indices = torch.tensor([3, 0, 3, 7])
+        batch = pixels.batch(indices, P)
+        assert batch.shape == (4, 3, 16, 16)
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(batch, pixels.batch(torch.arange(len(pixels)), P)[indices])
+
+
+def test_labels_names_and_fingerprints_go_with_the_images(tmp_path):
+    root = plant(tmp_path, pets(5))
+    pixels = stored(root)
+    assert pixels.names == tuple(item.name for item in listed(root).splits["train"])
+    assert pixels.labels.tolist() == [0] * 5 + [1] * 5
+    assert pixels.labels.dtype == torch.int64
+    for name, fingerprint in zip(pixels.names, pixels.fingerprints, strict=True):
+        assert fingerprint.tobytes() == hashlib.sha256((root / name).read_bytes()).digest()
+
+
+def test_the_sample_is_decoded_whole():
+    listing = list_data(SampleData(source="sample"), seed=0)
+    pixels = decode_split(listing, "test", P, on_bad="error")
+    # The sample's 32×32 images are larger than 16.
+    assert pixels.images.shape == (1000, 3, 16, 16)
+    pixels = decode_split(listing, "val", Preprocessing(size=32), on_bad="error")
+    assert pixels.images.shape == (100, 3, 32, 32)
+    assert pixels.fitted is None
+
+
+def test_progress_ends_at_the_number_of_images(tmp_path):
+    calls = []
+    stored(plant(tmp_path, pets(5)), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(done, 10) for done in range(1, 11)]
+
+
+# --------------------------------------------------------------------------- digest
+
+
+def test_the_digest_does_not_depend_on_how_the_work_was_done(tmp_path):
+    root = plant(tmp_path / "pets", mixed())
+    (tmp_path / "scratch").mkdir()
+    results = [
+        stored(root, threads=1),
+        stored(root, threads=7),
+        stored(root, budget=0, scratch=tmp_path / "scratch"),
+    ]
+    assert len({pixels.digest for pixels in results}) == 1
+    assert all(torch.equal(pixels.images, results[0].images) for pixels in results)
+
+
+def test_the_digest_tells_pixels_labels_and_form_apart(tmp_path):
+    same = encoded(noise(1))
+    contents = {
+        "original": dict.fromkeys(pets(2), same),
+        "pixel": dict.fromkeys(pets(2), same) | {"dog/1.png": encoded(noise(2))},
+        "label": {"cat/0.png": same, "cat/1.png": same, "cat/2.png": same, "dog/0.png": same},
+    }
+    digests = {stored(plant(tmp_path / name, files)).digest for name, files in contents.items()}
+    forms = [Preprocessing(size=8, interpolation=mode) for mode in ("bilinear", "nearest")]
+    digests |= {stored(tmp_path / "original", p).digest for p in forms}
+    assert len(digests) == 5
+
+
+def test_the_digest_does_not_depend_on_the_size_that_is_asked_for_later(tmp_path):
+    root = plant(tmp_path, pets(3))
+    assert stored(root, P).digest == stored(root, Preprocessing(size=99)).digest
+
+
+def test_i03_a_changed_file_shows_in_its_fingerprint_alone(tmp_path):
+    root = plant(tmp_path, pets(3))
+    before = stored(root)
+    path = root / before.names[2]
+    path.write_bytes(path.read_bytes() + b"\0\0")
+    after = stored(root)
+    changed = (before.fingerprints != after.fingerprints).any(axis=1)
+    assert np.flatnonzero(changed).tolist() == [2]
+    assert before.digest == after.digest
+
+
+# --------------------------------------------------------------------------- memory and disk
+
+
+def test_large_stores_lie_in_a_file_without_a_name(tmp_path):
+    root = plant(tmp_path / "pets", mixed())
+    pixels = stored(root, budget=100, scratch=tmp_path / "cache" / "new")
+    assert torch.equal(pixels.images, truth(root, pixels))
+    assert not any((tmp_path / "cache" / "new").iterdir())
+
+
+@pytest.mark.parametrize("trouble", ["no-folder", "no-space"])
+def test_k01_a_disk_that_cannot_hold_the_store(tmp_path, trouble, monkeypatch):
+    root = plant(tmp_path / "pets", pets())
+    scratch = tmp_path / "scratch"
+    if trouble == "no-folder":
+        scratch.write_bytes(b"a file")
+    else:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(TlrecipeError) as caught:
+        stored(root, budget=0, scratch=scratch)
+    assert caught.value.exit_code == 9
+    assert str(scratch) in caught.value.diagnostics[0].message
+    assert not scratch.is_dir() or not any(scratch.iterdir())
+
+
+# --------------------------------------------------------------------------- bad files
+
+
+def test_i01_all_bad_files_are_named_at_once(tmp_path):
+    bad = {"cat/1.png": b"", "dog/0.png": b"<html>", "dog/3.png": encoded(noise(1))[:60]}
+    root = plant(tmp_path, dict.fromkeys(pets()) | bad)
+    with pytest.raises(TlrecipeError) as caught:
+        stored(root)
+    problems = caught.value.diagnostics
+    assert caught.value.exit_code == 4
+    assert [problem.code for problem in problems] == ["TLR404"] * 3
+    assert [problem.message.split(":")[0] for problem in problems] == [f"`{name}`" for name in bad]
+    assert {problem.path for problem in problems} == {("data", "path")}
+    assert "on_bad" in problems[0].help
+
+
+def test_i01_more_than_twenty_bad_files_are_counted(tmp_path):
+    root = plant(tmp_path, dict.fromkeys(pets(15), b""))
+    with pytest.raises(TlrecipeError) as caught:
+        stored(root)
+    assert len(caught.value.diagnostics) == 21
+    assert caught.value.diagnostics[-1].message == "and 10 more"
+
+
+def test_i01_skipped_files_are_left_out_and_listed_and_replaced_by_nothing(tmp_path):
+    root = plant(tmp_path, dict.fromkeys(pets(4)) | {"cat/0.png": b"", "dog/2.png": b"text"})
+    pixels = stored(root, on_bad="skip")
+    assert [name for name, _ in pixels.bad] == ["cat/0.png", "dog/2.png"]
+    assert pixels.bad[0][1] == "the file is empty"
+    assert pixels.names == tuple(f"cat/{n}.png" for n in (1, 2, 3)) + tuple(f"dog/{n}.png" for n in (0, 1, 3))
+    assert pixels.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert torch.equal(pixels.batch(torch.arange(6), P), truth(root, pixels))
+    assert len(pixels.fingerprints) == len(pixels) == 6
+
+
+def test_skipping_must_leave_an_image_of_every_class(tmp_path):
+    root = plant(tmp_path, dict.fromkeys(pets(2)) | {"dog/0.png": b"", "dog/1.png": b""})
+    with pytest.raises(TlrecipeError) as caught:
+        stored(root, on_bad="skip")
+    ((problem,),) = [caught.value.diagnostics]
+    assert problem.code == "TLR402"
+    assert "`dog`" in problem.message
+
+
+def test_d10_a_file_that_disappears_after_listing_is_named(tmp_path):
+    root = plant(tmp_path, pets())
+    listing = listed(root)
+    (root / "dog/2.png").unlink()
+    with pytest.raises(TlrecipeError) as caught:
+        decode_split(listing, "train", P, on_bad="error")
+    (problem,) = caught.value.diagnostics
+    assert problem.message == "`dog/2.png`: cannot be read: No such file or directory"
+    assert decode_split(listing, "train", P, on_bad="skip").bad[0][0] == "dog/2.png"
+
+
+def test_d07_identical_files_in_two_splits_are_found(tmp_path):
+    files = pets(3, "train/") + pets(2, "test/")
+    root = plant(tmp_path, files)
+    os.link(root / "train/cat/1.png", root / "test/dog/same.png")
+    (root / "test/cat/copy.png").write_bytes((root / "train/dog/0.png").read_bytes())
+    pairs = duplicates(stored(root), stored(root, split="test"))
+    assert pairs == [("train/dog/0.png", "test/cat/copy.png"), ("train/cat/1.png", "test/dog/same.png")]
+
+
+# --------------------------------------------------------------------------- single files
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_e01_every_path_has_one_result_in_the_order_given(tmp_path, threads):
+    root = plant(tmp_path, {**mixed(), "cat/bad.png": b"", "cat/text.jpg": b"no"})
+    os.mkfifo(root / "pipe.png")
+    paths = [root / name for name in ("cat/bad.png", "dog/2.png", "gone.png", "cat", "pipe.png", "cat/0.png")]
+    paths += [root / f"cat/{number % 6}.png" for number in range(60)]
+    results = list(decode_files(paths, P, threads=threads))
+    assert [path for path, _ in results] == paths
+    reasons = [result.reason if isinstance(result, BadImage) else None for _, result in results]
+    assert reasons[:6] == [
+        "the file is empty",
+        None,
+        "cannot be read: No such file or directory",
+        "cannot be read: Is a directory",
+        "cannot be read: not a regular file",
+        None,
+    ]
+    for path, result in results[6:]:
+        assert torch.equal(result, fit(decode(path.read_bytes(), P), P))
+
+
+def test_e09_training_and_prediction_see_the_same_pixels(tmp_path):
+    rgba = np.concatenate([noise(3), noise(4)[..., :1]], axis=2)
+    odd = {
+        "cat/rgba.png": encoded(rgba),
+        "cat/grey16.png": encoded(np.arange(144, dtype=np.uint16).reshape(12, 12) * 455),
+        "dog/large.jpg": encoded(noise(5, 300, 200), "JPEG"),
+        "dog/grey.png": encoded(noise(6)[..., 0]),
+    }
+    root = plant(tmp_path, odd)
+    pixels = stored(root)
+    predicted = dict(decode_files([root / name for name in pixels.names], P))
+    assert torch.equal(pixels.images, torch.stack([predicted[root / name] for name in pixels.names]))
+
+
+def test_prediction_runs_ahead_by_a_bounded_number_of_files(tmp_path, monkeypatch):
+    read = []
+    lock = threading.Lock()
+
+    def count(path):
+        with lock:
+            read.append(path)
+        return encoded(noise(1))
+
+    monkeypatch.setattr("tlrecipe.data.pixels.read_bytes", count)
+    results = decode_files([tmp_path / str(number) for number in range(500)], P, threads=2)
+    next(results)
+    results.close()
+    assert len(read) < 20
+
+
+def test_no_paths_give_no_results():
+    assert list(decode_files([], P)) == []

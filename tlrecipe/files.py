@@ -1,0 +1,261 @@
+"""The only way to disk for the run directory, bundles, checkpoints and the store.
+
+A file appears under its name whole or not at all: it is written under a temporary name in the same
+folder, flushed to the disk, renamed, and the folder is flushed too. After a crash at any point the name
+holds the old bytes or the new ones, and temporary names (:func:`leftovers`) are never a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tlrecipe.language.diagnostics import TlrecipeError
+
+Buffer = bytes | bytearray | memoryview
+
+_TEMPORARY = ".tmp-"
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
+
+
+class Operations:
+    """The system calls that change files. Tests put another one in the place of :data:`operations` to
+    fail, or to stop for good, at the k-th call."""
+
+    def open(self, path: Path, flags: int) -> int:
+        return os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0), 0o666)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        return os.write(descriptor, data)
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.replace(source, target)  # noqa: PTH105 - the call that a system trace shows
+
+    def mkdir(self, path: Path) -> None:
+        path.mkdir()
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
+    def rmtree(self, path: Path) -> None:
+        shutil.rmtree(path)
+
+
+operations = Operations()
+
+
+def cache_dir() -> Path:
+    """The cache folder: ``TLRECIPE_CACHE_DIR``, or ``tlrecipe`` where the platform keeps caches."""
+    import platformdirs
+
+    chosen = os.environ.get("TLRECIPE_CACHE_DIR")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("tlrecipe"))
+
+
+def read(path: Path, *, code: str, limit: int | None = None) -> bytes:
+    """The bytes of a regular file.
+
+    ``code`` is the diagnostic code of the caller's kind of file; it is raised where the file is missing,
+    no regular file (a FIFO would block for ever) or longer than ``limit`` bytes.
+    """
+    try:
+        # Non-blocking, because opening a FIFO waits for its other end before it can be told from a file.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise TlrecipeError.of(code, f"`{path}` is not a regular file")
+            content = file.read() if limit is None else file.read(limit + 1)
+    except OSError as error:
+        raise TlrecipeError.of(code, f"cannot read `{path}`: {_reason(error)}") from error
+    if limit is not None and len(content) > limit:
+        raise TlrecipeError.of(code, f"`{path}` is larger than {size_text(limit)}")
+    return content
+
+
+def sha256(path: Path, *, code: str) -> str:
+    """SHA-256 of a file in hexadecimal, read in pieces. Errors as for :func:`read`."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TlrecipeError.of(code, f"cannot read `{path}`: {_reason(error)}") from error
+
+
+def write_atomic(path: Path, data: Buffer | Iterable[Buffer], *, size: int | None = None) -> None:
+    """Put ``data`` under ``path``, whole or not at all, and flushed to the disk.
+
+    ``data`` may come in pieces, so that large state is never copied in memory; ``size`` is then its
+    length in bytes, for the message on a full disk. On any error, an interrupt included, the temporary
+    file is removed and what ``path`` held before is untouched. Raises TLR901.
+    """
+    chunks: Iterable[Buffer] = [data] if isinstance(data, (bytes, bytearray, memoryview)) else data
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        size = len(data)
+    temporary = _temporary(path)
+    try:
+        with _removed_on_failure(temporary):
+            descriptor = operations.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                for chunk in chunks:
+                    _write_all(descriptor, chunk)
+                # Never repeated: the kernel reports a failed write-back once and then forgets it.
+                operations.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            operations.rename(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise disk_error("write", path, error, size) from error
+
+
+def append_line(path: Path, line: str, *, sync: bool = True) -> None:
+    """Add one line to a file, and flush it to the disk unless ``sync`` is false. Raises TLR901.
+
+    A line that cannot be written whole is taken back, so that the file stays a list of whole lines.
+    """
+    data = line.encode() + b"\n"
+    try:
+        descriptor = operations.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            before = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, data)
+            except OSError:
+                os.ftruncate(descriptor, before)
+                raise
+            if sync:
+                operations.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise disk_error("write", path, error, len(data)) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears whole or not at all: yields a temporary one beside ``path``, and renames it
+    when the block ends without an error. Its files are to be written by :func:`write_atomic`.
+
+    Raises TLR601 where ``path`` is there and not an empty folder, and TLR901.
+    """
+    temporary = _temporary(path)
+    try:
+        with _removed_on_failure(temporary):
+            operations.mkdir(temporary)
+            yield temporary
+            sync_folder(temporary)
+            operations.rename(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise TlrecipeError.of("TLR601", f"`{path}` is there already: nothing is overwritten") from error
+        raise disk_error("write", path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each flushed to the disk. Folders that are there stay as they
+    are. Raises TLR901."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        for folder in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                operations.mkdir(folder)
+            sync_folder(folder.parent)
+    except OSError as error:
+        raise disk_error("make", path, error) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder; one that is not there is fine. Raises TLR901."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir() and not path.is_symlink():
+                operations.rmtree(path)
+            else:
+                operations.unlink(path)
+    except OSError as error:
+        raise disk_error("remove", path, error) from error
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files and folders that a crash left in ``folder``, sorted."""
+    return sorted(path for path in folder.iterdir() if path.name.startswith(".") and _TEMPORARY in path.name)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk, where the platform can."""
+    if os.name == "nt":
+        return
+    descriptor = operations.open(folder, os.O_RDONLY)
+    try:
+        operations.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def disk_error(action: str, path: Path, error: OSError, size: int | None = None) -> TlrecipeError:
+    """TLR901 for a failed operation: what was to be done, the errno by name, and, on a full disk, what
+    was needed and what is free."""
+    message = f"cannot {action} `{path}`: {_reason(error)}"
+    help = None
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        with contextlib.suppress(OSError):
+            free = size_text(shutil.disk_usage(path.parent).free)
+            message += f": needs {size_text(size)}, {free} free" if size is not None else f": {free} free"
+        help = "free some space, or choose a place on another disk"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        help = "choose a folder that may be written"
+    return TlrecipeError.of("TLR901", message, help=help)
+
+
+def size_text(count: int) -> str:
+    """Bytes for people, in powers of ten: ``45 MB``."""
+    if count < 1000:
+        return f"{count} B"
+    value = count / 1000
+    for unit in ("kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if value >= 9.95 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def _removed_on_failure(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError, TlrecipeError):
+            remove(temporary)
+        raise
+
+
+def _write_all(descriptor: int, data: Buffer) -> None:
+    """Write until nothing is left: the system may take less than it is given."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        rest = rest[operations.write(descriptor, rest) :]
+
+
+def _reason(error: OSError) -> str:
+    name = errno.errorcode.get(error.errno or 0, "")
+    text = error.strerror or str(error)
+    return f"{name} ({text})" if name else text

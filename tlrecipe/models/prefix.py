@@ -1,0 +1,357 @@
+"""Where the frozen part of a network ends, and the network split there.
+
+The network is traced with ``torch.fx`` at module granularity: modules that are frozen (or trained) as a
+whole stay opaque, so their Python may do what it likes; only modules that hold both are looked into.
+A node of the trace is *pure* if it depends on pure nodes only, trains nothing, keeps no statistics and
+draws no random numbers. The pure nodes are the prefix; what the rest reads from them are the features.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+# Functions of torch that draw random numbers when they are asked to train.
+_RANDOM_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A network as ``suffix(prefix(images)) == model(images)``.
+
+    Both halves share their modules with the network, so an optimizer of the network's parameters trains
+    the suffix and train or eval mode is the network's own.
+    """
+
+    prefix: nn.Module | None
+    """(N, 3, S, S) images to a tuple of feature tensors, each with N in front; None if nothing is frozen
+    from the input on."""
+    suffix: nn.Module
+    """The features, as positional arguments, to (N, classes) logits. Without a prefix: the network."""
+    cut: tuple[str, ...]
+    """Names of the modules (or functions) whose outputs are the features."""
+    nodes: tuple[str, ...]
+    """The same as names of nodes of the trace: equal in every split with equal ``open_modules``."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Shape of each feature without the batch."""
+    note: str
+    """How the split was found, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What stands still in a phase, as sets of full names."""
+
+    trainable: frozenset[str]
+    """Parameters that train."""
+    train_modules: frozenset[str]
+    """Modules in train mode."""
+
+
+def mixed_modules(model: nn.Module, trainable: frozenset[str]) -> frozenset[str]:
+    """Modules that hold both trainable and frozen parameters: those that a trace has to look into."""
+    trains: set[str] = set()
+    stands: set[str] = set()
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        target = trains if name in trainable else stands
+        parts = name.split(".")[:-1]
+        target.update(".".join(parts[:end]) for end in range(len(parts) + 1))
+    return frozenset(trains & stands) | {""}
+
+
+def split(
+    model: nn.Module,
+    frozen: Frozen,
+    size: int,
+    *,
+    open_modules: frozenset[str] | None = None,
+    taps: Sequence[tuple[str, ...]] = (),
+) -> Split:
+    """Split ``model`` at the end of what is frozen for images of ``size`` by ``size`` pixels.
+
+    The network must be in the modes of the phase, and may live on the meta device. ``open_modules`` are
+    looked into although the phase does not ask for it, so that splits of several phases share names.
+    ``taps`` are further node names inside the prefix whose values it returns, after the features.
+
+    Never raises for a network that cannot be traced: then there is no prefix, and the note says why.
+    """
+    wanted = mixed_modules(model, frozen.trainable) | (open_modules or frozenset())
+    try:
+        graph = _trace(model, wanted)
+        return _Cutter(model, graph, frozen, size).split(taps)
+    except _NoCutError as reason:
+        return _whole(model, str(reason))
+    except Exception as error:
+        # Tracing runs the network's own Python, which may fail in any way; the plain network is always
+        # right, only slower.
+        return _whole(model, f"capture failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
+
+
+class _NoCutError(Exception):
+    """There is nothing to cut off, and why."""
+
+
+def _whole(model: nn.Module, note: str) -> Split:
+    return Split(None, model, (), (), (), note)
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, open_modules: frozenset[str], functions: tuple[Callable[..., Any], ...]):
+        super().__init__(autowrap_functions=functions, param_shapes_constant=True)
+        self._open = open_modules
+        self.failed: str | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name not in self._open:
+            return True
+        primitive = type(m).__module__.startswith("torch.nn.") and not isinstance(
+            m, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        )
+        return primitive and not list(m.children())
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(m)
+            raise
+
+
+def _trace(model: nn.Module, open_modules: frozenset[str]) -> fx.Graph:
+    """Trace; a module whose inside cannot be traced stays opaque, which only moves the cut before it."""
+    first, *rest = inspect.signature(model.forward).parameters.values()
+    constants = {item.name: item.default for item in rest if item.default is not inspect.Parameter.empty}
+    while True:
+        tracer = _Tracer(open_modules, _opaque_functions())
+        try:
+            return tracer.trace(model, concrete_args=constants)
+        except Exception:
+            if tracer.failed is None or tracer.failed not in open_modules:
+                raise
+            open_modules -= {tracer.failed}
+
+
+def _opaque_functions() -> tuple[Callable[..., Any], ...]:
+    from timm.layers import get_notrace_functions
+
+    return tuple(get_notrace_functions())
+
+
+class _Values(fx.Interpreter):
+    """Runs a graph and keeps the value of every node."""
+
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module, garbage_collect_values=False)
+        self.values: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.values[n.name] = value
+        return value
+
+
+class _Cutter:
+    def __init__(self, model: nn.Module, graph: fx.Graph, frozen: Frozen, size: int):
+        self.model = model
+        self.graph = graph
+        self.module = fx.GraphModule(model, graph)
+        self.frozen = frozen
+        self.modules = dict(model.named_modules())
+        self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self.values = [self._run(batch, size) for batch in (2, 3)]
+        self.data: set[fx.Node] = set()
+        self.pure: set[fx.Node] = set()
+        self._classify()
+
+    def _run(self, batch: int, size: int) -> dict[str, Any]:
+        reference = next(self.model.parameters())
+        images = torch.zeros(batch, 3, size, size, device=reference.device, dtype=reference.dtype)
+        interpreter = _Values(self.module)
+        modes = {name: module.training for name, module in self.modules.items()}
+        # Eval mode for the probe alone: it must not move statistics or draw random numbers.
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                interpreter.run(images)
+        finally:
+            for name, module in self.modules.items():
+                module.training = modes[name]
+        return interpreter.values
+
+    def _classify(self) -> None:
+        for node in self.graph.nodes:
+            inputs = node.all_input_nodes
+            if node.op == "placeholder" or any(item in self.data for item in inputs):
+                self.data.add(node)
+            if node.op != "output" and all(item in self.pure for item in inputs) and self._is_pure(node):
+                self.pure.add(node)
+
+    def _is_pure(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return node.target not in self.frozen.trainable
+        if node.op == "call_module":
+            return self._module_is_pure(str(node.target))
+        if node.op == "call_function" and node.target in _RANDOM_FUNCTIONS:
+            training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+            probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+            return not training or probability == 0
+        return node.op != "call_method" or node.target not in {"bernoulli_", "normal_", "uniform_"}
+
+    def _module_is_pure(self, name: str) -> bool:
+        prefix = f"{name}."
+        for parameter, _ in self.modules[name].named_parameters(remove_duplicate=False):
+            if prefix + parameter in self.frozen.trainable:
+                return False
+        for inner, module in self.modules[name].named_modules():
+            full = f"{prefix}{inner}" if inner else name
+            if full in self.frozen.train_modules and (keeps_statistics(module) or draws_random(module)):
+                return False
+        return True
+
+    # ------------------------------------------------------------------ the cut
+
+    def split(self, taps: Sequence[tuple[str, ...]]) -> Split:
+        features = self._frontier()
+        names = tuple(node.name for node in features)
+        by_name = {node.name: node for node in self.graph.nodes}
+        extra = [by_name[name] for tap in taps for name in tap]
+        if any(node not in self.pure for node in extra):
+            raise _NoCutError("a tap is not in the frozen part")
+        return Split(
+            prefix=self._prefix([*features, *extra]),
+            suffix=self._suffix(features),
+            cut=tuple(str(node.target) if node.op == "call_module" else node.name for node in features),
+            nodes=names,
+            shapes=tuple(tuple(self.values[0][name].shape[1:]) for name in names),
+            note="traced at module granularity",
+        )
+
+    def _frontier(self) -> list[fx.Node]:
+        """Pure tensors that the rest of the network reads, in order of the trace."""
+        while True:
+            features: list[fx.Node] = []
+            again = False
+            for node in self.graph.nodes:
+                if node not in self.pure or node not in self.data:
+                    continue
+                if not any(user not in self.pure for user in node.users):
+                    continue
+                kind = self._kind(node)
+                if kind == "features":
+                    features.append(node)
+                elif kind == "other":
+                    # Neither a batch of features nor a number that can be rebuilt: leave it to the suffix.
+                    self._taint(node)
+                    again = True
+            if again:
+                continue
+            if not features:
+                raise _NoCutError("no frozen layer stands at the input")
+            features = [self._shrink(features[0])] if len(features) == 1 else features
+            if any(node.op == "placeholder" for node in features):
+                raise _NoCutError("what trains reads the images themselves")
+            return features
+
+    def _kind(self, node: fx.Node) -> str:
+        two, three = (values[node.name] for values in self.values)
+        if isinstance(two, Tensor):
+            return "features" if (len(two), len(three)) == (2, 3) else "other"
+        if isinstance(two, int):
+            return "batch" if (two, three) == (2, 3) else ("constant" if two == three else "other")
+        return "other"
+
+    def _taint(self, node: fx.Node) -> None:
+        self.pure.discard(node)
+        for user in node.users:
+            if user in self.pure:
+                self._taint(user)
+
+    def _shrink(self, node: fx.Node) -> fx.Node:
+        """Step back over parameter-free layers that made the features larger."""
+        while True:
+            inputs = [item for item in node.all_input_nodes if item in self.data]
+            if len(inputs) != 1 or self._kind(inputs[0]) != "features" or inputs[0].op == "placeholder":
+                return node
+            if node.op == "call_module" and any(True for _ in self.modules[str(node.target)].parameters()):
+                return node
+            if any(user is not node for user in inputs[0].users):
+                return node
+            if self.values[0][inputs[0].name].numel() >= self.values[0][node.name].numel():
+                return node
+            self.pure.discard(node)
+            node = inputs[0]
+
+    def _prefix(self, outputs: Sequence[fx.Node]) -> fx.GraphModule:
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        needed = _closure(outputs)
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and node not in needed and node.users:
+                continue
+            if node in needed or node.op == "placeholder":
+                copied[node] = graph.node_copy(node, lambda item: copied[item])
+        graph.output(tuple(copied[node] for node in outputs))
+        return fx.GraphModule(self.model, graph)
+
+    def _suffix(self, features: Sequence[fx.Node]) -> fx.GraphModule:
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {node: graph.placeholder(node.name) for node in features}
+        first = copied[features[0]]
+        needed = _closure([node for node in self.graph.nodes if node.op == "output"], stop=set(features))
+        for node in self.graph.nodes:
+            if node in copied or node not in needed or node.op == "placeholder":
+                continue
+            if node in self.pure and node in self.data:
+                kind = self._kind(node)
+                if kind == "batch":
+                    shape = graph.call_function(getattr, (first, "shape"))
+                    copied[node] = graph.call_function(operator.getitem, (shape, 0))
+                    continue
+                if kind == "constant" and any(user not in self.pure for user in node.users):
+                    copied[node] = self.values[0][node.name]
+                    continue
+                if not all(item in copied for item in node.all_input_nodes):
+                    continue
+            copied[node] = graph.node_copy(node, lambda item: copied[item])
+        return fx.GraphModule(self.model, graph)
+
+
+def _closure(nodes: Iterable[fx.Node], stop: set[fx.Node] | None = None) -> set[fx.Node]:
+    """All nodes that ``nodes`` depend on, themselves included, not looking behind ``stop``."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            continue
+        found.add(node)
+        if stop is None or node not in stop:
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether a module updates running statistics in train mode."""
+    return getattr(module, "running_mean", None) is not None or isinstance(
+        module, nn.modules.batchnorm._BatchNorm
+    )
+
+
+def draws_random(module: nn.Module) -> bool:
+    """Whether a module draws random numbers in train mode: dropout and stochastic depth of any library."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    for attribute in ("drop_prob", "p", "prob", "drop_rate", "dropout"):
+        value = getattr(module, attribute, None)
+        if isinstance(value, float) and value > 0:
+            return True
+    return False

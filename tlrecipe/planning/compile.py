@@ -1,0 +1,517 @@
+"""The compiler: (recipe, parameter table, data facts) → plan. A pure function, without torch.
+
+All independent mistakes are reported at once. What only follows from a mistake that is already
+reported is held back: a group whose pattern is misspelt is not also blamed for parameters in no group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil
+
+from tlrecipe.language.diagnostics import Diagnostic, Label, Path, TlrecipeError, did_you_mean
+from tlrecipe.language.globs import parse_pattern
+from tlrecipe.language.spec import GroupSpec, PhaseSpec, Recipe
+from tlrecipe.planning.facts import DatasetInfo, ParamFact, ParamTable, Preprocessing
+from tlrecipe.planning.patterns import Matcher
+from tlrecipe.planning.plan import Match, ParamGroup, PhasePlan, Plan
+from tlrecipe.planning.schedules import warmup_steps
+
+# Stands in for data that is not there, so large that no check of sizes can fail on it.
+UNKNOWN_DATA = DatasetInfo(classes=("?", "??"), counts={"train": 10**9, "val": 10**8, "test": 10**8})
+
+
+def compile_recipe(recipe: Recipe, table: ParamTable, info: DatasetInfo | None) -> Plan:
+    """Resolve every name and number of ``recipe``.
+
+    ``info`` is None where the data is not there: then everything that does not need it is checked, and
+    the numbers of steps in the plan mean nothing.
+
+    Raises:
+        TlrecipeError: with every mistake that was found, in the order of the recipe.
+    """
+    compiler = _Compiler(recipe, table, info or UNKNOWN_DATA)
+    plan = compiler.plan(known=info is not None)
+    errors = [d for d in compiler.found if d.severity == "error"]
+    if errors or plan is None:
+        raise TlrecipeError(errors)
+    return dataclasses.replace(plan, warnings=tuple(compiler.found))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Freeze:
+    trainable: frozenset[str]
+    matches: tuple[Match, ...]
+    resolved: bool
+    """False where a pattern failed, so that consequences are held back."""
+
+
+class _Compiler:
+    def __init__(self, recipe: Recipe, table: ParamTable, info: DatasetInfo):
+        self.recipe = recipe
+        self.table = table
+        self.info = info
+        self.match = Matcher(table)
+        self.found: list[Diagnostic] = []
+        self.all = frozenset(param.name for param in table)
+
+    def error(
+        self, code: str, message: str, path: Path, help: str | None = None, labels: Iterable[Label] = ()
+    ) -> None:
+        self.found.append(Diagnostic(code, message, path, help, tuple(labels)))
+
+    def warn(self, code: str, message: str, path: Path, help: str | None = None) -> None:
+        self.found.append(Diagnostic(code, message, path, help, severity="warning"))
+
+    # ------------------------------------------------------------------ whole recipe
+
+    def plan(self, *, known: bool) -> Plan | None:
+        recipe = self.recipe
+        groups = recipe.group or (GroupSpec(name="all", match=("**",)),)
+        partition, group_matches = self._partition(groups)
+        no_decay = self._no_decay(recipe.optimizer.no_decay, ("optimizer", "no_decay"), recipe)
+        phases: list[PhasePlan | None] = []
+        ever_trained: frozenset[str] = frozenset()
+        for index, phase in enumerate(recipe.phase):
+            freeze = self._freeze(phase, index)
+            if freeze.resolved:
+                self._check_freeze(freeze, phase, index, ever_trained)
+            ever_trained |= freeze.trainable
+            phases.append(self._phase(phase, index, freeze, partition, group_matches, no_decay))
+        if recipe.final_weights == "best" and not self.info.counts.get("val"):
+            self.error(
+                "TLR127",
+                'final_weights = "best" needs a validation split',
+                ("final_weights",),
+                "set [data] val = 0.1, or final_weights = \"last\"",
+            )
+        self._check_size(("data", "size"), recipe.data.size)
+        resolved = [phase for phase in phases if phase is not None]
+        if partition is None or len(resolved) < len(phases):
+            return None
+        names = {group.name: [] for group in groups}  # type: dict[str, list[str]]
+        for param in self.table:
+            names[partition[param.name]].append(param.name)
+        return Plan(
+            name=recipe.name,
+            seed=recipe.seed,
+            classes=self.info.classes if known else (),
+            counts=dict(self.info.counts) if known else {},
+            preprocessing=self._preprocessing(resolved[-1].size),
+            phases=tuple(resolved),
+            group_params={name: tuple(params) for name, params in names.items()},
+            final_weights=recipe.final_weights,
+            precision=recipe.compute.precision,
+            features=recipe.compute.features,
+            threads=recipe.compute.threads,
+        )
+
+    def _preprocessing(self, size: int) -> Preprocessing:
+        data, weights = self.recipe.data, self.table.preprocessing
+        return dataclasses.replace(
+            weights,
+            size=size,
+            crop_pct=weights.crop_pct if data.crop_pct is None else data.crop_pct,
+            background=data.background,
+            max_pixels=data.max_pixels,
+        )
+
+    def _check_size(self, path: Path, size: int | None) -> None:
+        own = self.table.preprocessing.size
+        if size is not None and self.table.fixed_size and size != own:
+            self.error(
+                "TLR131",
+                f"{self.recipe.backbone.name} takes images of {own} pixels only, not {size}",
+                path,
+                f"leave `size` out, or set it to {own}",
+            )
+
+    # ------------------------------------------------------------------ groups
+
+    def _partition(
+        self, groups: Sequence[GroupSpec]
+    ) -> tuple[dict[str, str] | None, tuple[Match, ...]]:
+        """Parameter → group, first match wins; None where an error makes it meaningless."""
+        owner: dict[str, str] = {}
+        claims: dict[str, tuple[str, str]] = {}
+        matches: list[Match] = []
+        failed = False
+        for index, group in enumerate(groups):
+            for position, pattern in enumerate(group.match):
+                path = ("group", index, "match", position)
+                matched = self.match(pattern)
+                if not matched:
+                    self.found.append(self.match.nothing(pattern, path))
+                    failed = True
+                    continue
+                taken = [name for name in self._ordered(matched) if name not in owner]
+                if not taken:
+                    self._shadowed(pattern, path, matched, owner, group.name)
+                    failed = True
+                    continue
+                self._claim(pattern, path, matched, group.name, claims)
+                owner.update(dict.fromkeys(taken, group.name))
+                matches.append(self._match(f"group.{group.name}.match", pattern, taken, len(matched)))
+        left = [param.name for param in self.table if param.name not in owner]
+        if left and not failed:
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+            self.error(
+                "TLR107",
+                f"`{left[0]}`{more} is in no group",
+                ("group", len(groups) - 1, "name"),
+                'add a last group with match = ["**"], which takes all that is left',
+            )
+            failed = True
+        return (None if failed else owner), tuple(matches)
+
+    def _shadowed(
+        self, pattern: str, path: Path, matched: frozenset[str], owner: Mapping[str, str], group: str
+    ) -> None:
+        takers = list(dict.fromkeys(owner[name] for name in self._ordered(matched)))
+        index = {spec.name: position for position, spec in enumerate(self.recipe.group)}
+        if takers == [group]:
+            message = f"all that `{pattern}` matches is already in this group"
+            help_text = "remove this pattern"
+        else:
+            listed = " and ".join(f"`{name}`" for name in takers)
+            message = f"all that `{pattern}` matches is already taken by {listed}"
+            help_text = "the first match wins: move this group up, or remove the pattern"
+        labels = [
+            Label(("group", index[name], "name"), "taken here") for name in takers if name != group
+        ]
+        self.error("TLR105", message, path, help_text, labels)
+
+    def _claim(
+        self,
+        pattern: str,
+        path: Path,
+        matched: frozenset[str],
+        group: str,
+        claims: dict[str, tuple[str, str]],
+    ) -> None:
+        """A tied parameter belongs to one group: the names that groups know it by must agree."""
+        parsed = parse_pattern(pattern)
+        for name in self._ordered(matched):
+            param = self.table.by_name[name]
+            if not param.aliases:
+                continue
+            for alias in self.match.names(parsed, param):
+                first_group, first_name = claims.setdefault(name, (group, alias))
+                if alias != first_name and first_group != group and pattern != "**":
+                    self.error(
+                        "TLR108",
+                        f"`{alias}` and `{first_name}` are one tied parameter, but `{group}` and"
+                        f" `{first_group}` claim it under different names",
+                        path,
+                        f"match both names in one group: {', '.join((name, *param.aliases))}",
+                    )
+                    return
+
+    # ------------------------------------------------------------------ freezing
+
+    def _freeze(self, phase: PhaseSpec, index: int) -> _Freeze:
+        """The absolute freeze set of one phase; thaw beats freeze, and order never matters."""
+        matches: list[Match] = []
+        resolved = True
+        frozen: frozenset[str] = frozenset()
+        for position, pattern in enumerate(phase.freeze):
+            matched = self.match(pattern)
+            if not matched:
+                self.found.append(self.match.nothing(pattern, ("phase", index, "freeze", position)))
+                resolved = False
+                continue
+            frozen |= matched
+            matches.append(self._match("freeze", pattern, self._ordered(matched), len(matched)))
+        thawed: frozenset[str] = frozenset()
+        for position, pattern in enumerate(phase.thaw):
+            path = ("phase", index, "thaw", position)
+            matched = self.match(pattern)
+            if not matched:
+                self.found.append(self.match.nothing(pattern, path))
+                resolved = False
+                continue
+            hit = self._ordered(matched & frozen)
+            if not hit:
+                if resolved:
+                    self.error(
+                        "TLR129",
+                        f"`{pattern}` exempts nothing: `freeze` matches none of its parameters",
+                        path,
+                        "remove it, or add what it is an exception of to `freeze`",
+                    )
+                continue
+            thawed |= matched
+            matches.append(self._match("thaw", pattern, hit, len(matched)))
+        return _Freeze(self.all - (frozen - thawed), tuple(matches), resolved)
+
+    def _check_freeze(
+        self, freeze: _Freeze, phase: PhaseSpec, index: int, ever_trained: frozenset[str]
+    ) -> None:
+        path: Path = ("phase", index, "freeze")
+        if not freeze.trainable:
+            self.error(
+                "TLR120",
+                f"phase `{phase.name}` has no trainable parameter",
+                path,
+                'freeze less, or thaw something: thaw = ["@head"]',
+            )
+            return
+        never = self.all - freeze.trainable - ever_trained
+        head = [param.name for param in self.table if param.head and param.name in never]
+        if head:
+            self.error(
+                "TLR121",
+                f"phase `{phase.name}` freezes the new head (`{head[0]}`), which has random weights",
+                path,
+                'add thaw = ["@head"], or freeze = ["@backbone"]',
+            )
+        random = [param.name for param in self.table if not param.head and param.name in never]
+        if random and not self.table.pretrained:
+            self.error(
+                "TLR122",
+                f"phase `{phase.name}` freezes {len(random)} parameters with random weights,"
+                f" `{random[0]}` first",
+                path,
+                'backbone.weights is "none": freeze nothing, or start from pretrained weights',
+            )
+
+    # ------------------------------------------------------------------ one phase
+
+    def _phase(
+        self,
+        phase: PhaseSpec,
+        index: int,
+        freeze: _Freeze,
+        partition: Mapping[str, str] | None,
+        group_matches: tuple[Match, ...],
+        no_decay: frozenset[str],
+    ) -> PhasePlan | None:
+        path: Path = ("phase", index)
+        before = len(self.found)
+        data, recipe = self.recipe.data, self.recipe
+        batch = phase.batch_size or data.batch_size
+        size = phase.size or data.size or self.table.preprocessing.size
+        self._check_size((*path, "size"), phase.size)
+        images = self.info.counts["train"]
+        batches = ceil(images / batch)
+        per_epoch = ceil(batches / phase.accumulate)
+        steps = self._steps(phase, path, per_epoch)
+        if batch > images:
+            where = (*path, "batch_size") if phase.batch_size else ("data", "batch_size")
+            self.warn(
+                "TLR128",
+                f"batches of {batch} are larger than the {images} training images:"
+                f" phase `{phase.name}` has {steps or per_epoch} steps of {images} images",
+                where,
+            )
+        warmup = warmup_steps(phase.schedule, steps) if steps else 0
+        if steps and warmup >= steps:
+            self.error(
+                "TLR124",
+                f"a warm-up of {warmup} steps does not fit into phase `{phase.name}`, which has {steps}",
+                (*path, "schedule", "warmup"),
+                "shorten the warm-up; a fraction such as 0.1 always fits",
+            )
+        optimizer = phase.optimizer or recipe.optimizer
+        if phase.optimizer:
+            no_decay = self._no_decay(optimizer.no_decay, (*path, "optimizer", "no_decay"), recipe)
+        self._check_validation(phase, path, index)
+        if not freeze.resolved or partition is None:
+            return None
+        rates = self._rates(phase, path, freeze.trainable, partition)
+        modes = self._modes(freeze.trainable, phase.norm)
+        moving = frozenset(
+            buffer
+            for module in self.table.modules
+            if module.statistics and module.name in modes
+            for buffer in module.buffers
+        )
+        if moving and images % batch == 1:
+            where = (*path, "batch_size") if phase.batch_size else ("data", "batch_size")
+            self.error(
+                "TLR125",
+                f"the last batch of an epoch of phase `{phase.name}` has one image, and batch norm"
+                " cannot train on one",
+                where,
+                f"choose another batch size, such as {batch + 1} or {max(2, batch - 1)}",
+            )
+        if any(d.severity == "error" for d in self.found[before:]) or not rates or steps is None:
+            return None
+        trainable = [param for param in self.table if param.name in freeze.trainable]
+        frozen = [param for param in self.table if param.name not in freeze.trainable]
+        return PhasePlan(
+            name=phase.name,
+            index=index,
+            steps=steps,
+            steps_per_epoch=per_epoch,
+            batch_size=batch,
+            size=size,
+            groups=self._groups(trainable, partition, rates, phase.layer_decay, optimizer.weight_decay, no_decay),
+            trainable=freeze.trainable,
+            frozen=self.all - freeze.trainable,
+            train_modules=modes,
+            moving_buffers=moving,
+            optimizer=optimizer,
+            schedule=phase.schedule,
+            warmup_steps=warmup,
+            augment=phase.augment,
+            norm=phase.norm,
+            stop=phase.stop,
+            start_from=phase.start_from,
+            label_smoothing=phase.label_smoothing,
+            clip_norm=phase.clip_norm,
+            accumulate=phase.accumulate,
+            ema=phase.ema,
+            trainable_count=sum(param.numel for param in trainable),
+            frozen_count=sum(param.numel for param in frozen),
+            matches=freeze.matches + group_matches,
+        )
+
+    def _steps(self, phase: PhaseSpec, path: Path, per_epoch: int) -> int | None:
+        if (phase.epochs is None) == (phase.steps is None):
+            both = phase.epochs is not None
+            self.error(
+                "TLR123",
+                f"phase `{phase.name}` has {'both `epochs` and `steps`' if both else 'no length'}",
+                (*path, "steps") if both else path,
+                "keep one of the two" if both else "write `epochs = N` or `steps = N`",
+            )
+            return None
+        return phase.steps if phase.epochs is None else phase.epochs * per_epoch
+
+    def _check_validation(self, phase: PhaseSpec, path: Path, index: int) -> None:
+        val = self.info.counts.get("val", 0)
+        if phase.stop and not val:
+            self.error(
+                "TLR127",
+                f"early stopping of phase `{phase.name}` needs a validation split",
+                (*path, "stop"),
+                "set [data] val = 0.1, or remove `stop`",
+            )
+        if phase.start_from == "best" and (index == 0 or not val):
+            reason = "is the first" if index == 0 else "follows one without validation"
+            self.error(
+                "TLR126",
+                f'start_from = "best": phase `{phase.name}` {reason}',
+                (*path, "start_from"),
+                'remove it, or write start_from = "last"',
+            )
+
+    def _rates(
+        self, phase: PhaseSpec, path: Path, trainable: frozenset[str], partition: Mapping[str, str]
+    ) -> dict[str, float]:
+        """Base rate of every group that trains in this phase."""
+        specs = self.recipe.group or (GroupSpec(name="all", match=("**",)),)
+        training = {partition[name] for name in trainable}
+        if not isinstance(phase.lr, dict):
+            return {spec.name: phase.lr * spec.lr_scale for spec in specs if spec.name in training}
+        names = [spec.name for spec in specs]
+        for name in phase.lr:
+            if name not in names:
+                self.found.append(
+                    Diagnostic(
+                        "TLR110",
+                        f"there is no group `{name}`",
+                        (*path, "lr", name),
+                        did_you_mean(name, names) or f"the groups are {', '.join(names)}",
+                        at="key",
+                    )
+                )
+            elif name not in training:
+                self.warn(
+                    "TLR130",
+                    f"group `{name}` has a rate, but phase `{phase.name}` freezes all of it",
+                    (*path, "lr", name),
+                )
+        unknown = any(name not in names for name in phase.lr)
+        missing = [name for name in names if name in training and name not in phase.lr]
+        if missing and not unknown:
+            self.error(
+                "TLR111",
+                f"phase `{phase.name}` trains group `{missing[0]}` but gives it no rate",
+                (*path, "lr"),
+                f"add {', '.join(f'{name} = …' for name in missing)}, or freeze what shall stand still",
+            )
+        return {name: rate for name, rate in phase.lr.items() if name in training}
+
+    def _no_decay(self, patterns: Sequence[str], path: Path, recipe: Recipe) -> frozenset[str]:
+        optimizer = recipe.optimizer if path[0] == "optimizer" else recipe.phase[int(path[1])].optimizer
+        written = optimizer is not None and "no_decay" in optimizer.model_fields_set
+        names: frozenset[str] = frozenset()
+        for position, pattern in enumerate(patterns):
+            matched = self.match(pattern)
+            # The default patterns may match nothing: a network without norm layers is not a mistake.
+            if not matched and written:
+                self.found.append(self.match.nothing(pattern, (*path, position)))
+            names |= matched
+        return names
+
+    def _modes(self, trainable: frozenset[str], norm: str) -> frozenset[str]:
+        """Modules in train mode: those with something to train below them.
+
+        A module without parameters follows its parent, so the dropout of a frozen block is off; a norm
+        layer follows its own parameters, or the phase's ``norm`` policy.
+        """
+        own: dict[str, list[str]] = {}
+        holds: set[str] = set()
+        trains: set[str] = set()
+        for param in self.table:
+            own.setdefault(param.module, []).append(param.name)
+            places = _ancestors(param.module)
+            holds.update(places)
+            if param.name in trainable:
+                trains.update(places)
+        modes: set[str] = set()
+        for module in self.table.modules:
+            parent = module.name.rpartition(".")[0]
+            train = module.name in trains if module.name in holds else parent in modes
+            if module.norm and module.name in own:
+                train = any(name in trainable for name in own[module.name])
+            if module.norm and norm != "follow":
+                train = norm == "train"
+            if train:
+                modes.add(module.name)
+        return frozenset(modes)
+
+    def _groups(
+        self,
+        trainable: Sequence[ParamFact],
+        partition: Mapping[str, str],
+        rates: Mapping[str, float],
+        layer_decay: float,
+        weight_decay: float,
+        no_decay: frozenset[str],
+    ) -> tuple[ParamGroup, ...]:
+        top = max(param.depth for param in self.table)
+        members: dict[tuple[str, int, float], list[str]] = {}
+        for param in trainable:
+            below = 0 if layer_decay == 1 or param.head else top - param.depth
+            decay = 0.0 if param.name in no_decay else weight_decay
+            members.setdefault((partition[param.name], below, decay), []).append(param.name)
+        order = {name: index for index, name in enumerate(self._group_names())}
+        return tuple(
+            ParamGroup(name, tuple(params), rates[name] * layer_decay**below, decay)
+            for (name, below, decay), params in sorted(
+                members.items(), key=lambda item: (order[item[0][0]], item[0][1], -item[0][2])
+            )
+        )
+
+    def _group_names(self) -> list[str]:
+        return [group.name for group in self.recipe.group] or ["all"]
+
+    def _ordered(self, names: Iterable[str]) -> list[str]:
+        wanted = frozenset(names)
+        return [param.name for param in self.table if param.name in wanted]
+
+    @staticmethod
+    def _match(where: str, pattern: str, taken: Sequence[str], matched: int) -> Match:
+        return Match(where, pattern, matched, len(taken), taken[0], taken[-1])
+
+
+def _ancestors(module: str) -> list[str]:
+    """``a.b`` → ``["", "a", "a.b"]``."""
+    if not module:
+        return [""]
+    parts = module.split(".")
+    return ["", *(".".join(parts[: end + 1]) for end in range(len(parts)))]

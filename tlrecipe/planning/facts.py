@@ -1,0 +1,127 @@
+"""What the compiler is told about the network and the data: plain values, no tensors, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ParamFact:
+    """One parameter. Tied parameters appear once, under their first name."""
+
+    name: str
+    shape: tuple[int, ...]
+    module: str
+    """Dotted name of the module that owns it; empty for the network itself."""
+    norm: bool = False
+    """Belongs to a normalisation layer."""
+    bias: bool = False
+    """Is a bias (of any layer, norm layers included)."""
+    head: bool = False
+    """Belongs to the new classifier."""
+    stage: int = 0
+    """The architecture's own coarse stage, 0 is the stem. The head has the highest number."""
+    depth: int = 0
+    """Layer number for layer-wise rate decay, 0 is nearest to the input."""
+    aliases: tuple[str, ...] = ()
+    """Further names of the same tensor (tied parameters)."""
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ModuleFact:
+    """One module, named as in ``named_modules()``; the network itself has the empty name."""
+
+    name: str
+    kind: str
+    """Class name."""
+    norm: bool = False
+    """A normalisation layer of any sort."""
+    statistics: bool = False
+    """A norm layer that keeps running statistics, such as batch norm."""
+    random: bool = False
+    """Draws random numbers in train mode with non-zero probability (dropout, stochastic depth)."""
+    buffers: tuple[str, ...] = ()
+    """Full dotted names of its own persistent and non-persistent buffers."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input: stored as data in the bundle, used everywhere.
+
+    Resize so that the shorter side is ``round(size / crop_pct)``, crop ``size`` by ``size`` from the
+    centre, scale to [0, 1], subtract ``mean``, divide by ``std`` (RGB).
+    """
+
+    size: int
+    crop_pct: float = 1.0
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = 89_478_485
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "size": self.size,
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "background": list(self.background),
+            "max_pixels": self.max_pixels,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        return cls(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values.items()
+            }
+        )
+
+
+@dataclass(frozen=True)
+class ParamTable:
+    """The network as the compiler sees it: ordered parameters and modules, no tensors."""
+
+    params: tuple[ParamFact, ...]
+    modules: tuple[ModuleFact, ...]
+    preprocessing: Preprocessing
+    """The weights' own preprocessing at their own size."""
+    pretrained: bool = True
+    """False where the weights are random."""
+    fixed_size: bool = False
+    """The architecture accepts no image size but its own."""
+    license: str | None = None
+    """Licence of the weights, where known."""
+
+    @cached_property
+    def by_name(self) -> dict[str, ParamFact]:
+        """Every name, aliases included, to its parameter."""
+        names = {param.name: param for param in self.params}
+        for param in self.params:
+            names.update(dict.fromkeys(param.aliases, param))
+        return names
+
+    def __iter__(self) -> Iterator[ParamFact]:
+        return iter(self.params)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The data as the compiler sees it, from listing alone."""
+
+    classes: tuple[str, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Images by split: ``train``, ``val``, ``test``; absent splits are 0."""
+    origin: str = ""
+    """Where it lies, for people."""

@@ -1,0 +1,1 @@
+"""The interpreter: carries out a plan. Phases, freezing, stored features, optimizer, steps, evaluation."""

@@ -1,0 +1,219 @@
+"""The feature store: outputs of frozen prefixes, computed once and found again by content.
+
+An entry is addressed by everything that its numbers depend on. It is held in memory, and kept under a
+folder for later runs where there is one: written beside its place and renamed, its digest checked when
+it is opened, the least recently used dropped when the folder grows over its limit. Nothing is flushed to
+the disk by force: a torn entry fails its digest and is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FORMAT = 1
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CHUNK = 1 << 24
+
+
+def content_key(**parts: Any) -> str:
+    """SHA-256 of named plain values: the address of an entry."""
+    parts["format"] = _FORMAT
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass
+class FeatureStore:
+    """Entries by key. ``folder`` None keeps them in memory only."""
+
+    folder: Path | None = None
+    limit_bytes: int = 20 << 30
+    """Largest size of the folder."""
+    memory_bytes: int = 4 << 30
+    """Entries up to this size are held in memory while they are computed; larger ones are mapped files."""
+
+    def __post_init__(self) -> None:
+        self._open: dict[str, tuple[Tensor, ...]] = {}
+        self.hits = 0
+        self.writes = 0
+
+    def find(self, key: str) -> tuple[Tensor, ...] | None:
+        """The tensors of an entry, or None. A damaged entry is removed and counts as absent."""
+        if key not in self._open and self.folder is not None:
+            tensors = _read(self.folder / key)
+            if tensors is not None:
+                self._open[key] = tensors
+        found = self._open.get(key)
+        self.hits += found is not None
+        return found
+
+    def has(self, key: str) -> bool:
+        """Whether an entry seems to be there, without opening it."""
+        return key in self._open or (self.folder is not None and (self.folder / key / "meta.json").exists())
+
+    def create(self, key: str, count: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Entry:
+        """Room for an entry of ``count`` rows; it exists for others only after :meth:`Entry.commit`."""
+        size = count * sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
+        scratch: Path | None = None
+        if self.folder is not None and size <= self.limit_bytes:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._drop_abandoned()
+                scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.folder))
+            except OSError:
+                scratch = None  # a cache that cannot be written is no reason to stop
+        tensors = []
+        for index, shape in enumerate(shapes):
+            full = (count, *shape)
+            if scratch is not None and size > self.memory_bytes:
+                elements = torch.Size(full).numel()
+                file = str(scratch / f"{index}.bin")
+                flat = torch.from_file(file, shared=True, size=elements, dtype=dtype)
+                tensors.append(flat.view(full))
+            else:
+                tensors.append(torch.empty(full, dtype=dtype))
+        return Entry(self, key, tuple(tensors), scratch, mapped=size > self.memory_bytes)
+
+    def _drop_abandoned(self) -> None:
+        assert self.folder is not None
+        for leftover in self.folder.glob(".tmp-*"):
+            pid = leftover.name.split("-")[1]
+            if not (pid.isdigit() and _alive(int(pid))):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _shrink(self, keep: str) -> None:
+        """Drop least recently used entries until the folder fits its limit."""
+        assert self.folder is not None
+        entries = sorted(entries_of(self.folder), key=lambda entry: entry.used)
+        total = sum(entry.size for entry in entries)
+        for entry in entries:
+            if total <= self.limit_bytes:
+                return
+            if entry.key != keep:
+                shutil.rmtree(self.folder / entry.key, ignore_errors=True)
+                total -= entry.size
+
+
+@dataclass
+class Entry:
+    """An entry while it is written."""
+
+    store: FeatureStore
+    key: str
+    tensors: tuple[Tensor, ...]
+    _scratch: Path | None
+    mapped: bool
+
+    def commit(self, about: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Make the entry visible, with ``about`` beside it for people; gives its tensors."""
+        self.store._open[self.key] = self.tensors
+        self.store.writes += 1
+        if self._scratch is not None and self.store.folder is not None:
+            try:
+                self._write(self._scratch, self.store.folder / self.key, about)
+                self.store._shrink(self.key)
+            except OSError:
+                self.discard()  # the disk is full: this run has the features, later ones compute them
+        return self.tensors
+
+    def _write(self, scratch: Path, place: Path, about: dict[str, Any]) -> None:
+        digests = []
+        for index, tensor in enumerate(self.tensors):
+            data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            if not self.mapped:
+                with (scratch / f"{index}.bin").open("wb") as file:
+                    file.write(data)
+            digests.append(_digest(data))
+        meta = {
+            "shapes": [list(tensor.shape) for tensor in self.tensors],
+            "dtype": str(self.tensors[0].dtype).removeprefix("torch."),
+            "sha256": digests,
+            "about": about,
+        }
+        (scratch / "meta.json").write_text(json.dumps(meta, indent=1))
+        # Another process may have been faster with the same numbers; then its entry stays.
+        with suppress(FileExistsError):
+            if not place.exists():
+                scratch.rename(place)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what was written; does nothing after a successful commit."""
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An entry on disk, as ``tlrecipe cache list`` shows it."""
+
+    key: str
+    size: int
+    used: float
+    """Seconds since the epoch of the last use."""
+    about: dict[str, Any]
+
+
+def entries_of(folder: Path) -> list[Stored]:
+    """All entries of a store's folder."""
+    entries = []
+    for place in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if place.name.startswith("."):
+            continue
+        with suppress(OSError, ValueError, KeyError):
+            meta = json.loads((place / "meta.json").read_text())
+            size = sum(file.stat().st_size for file in place.iterdir())
+            entries.append(Stored(place.name, size, (place / "meta.json").stat().st_mtime, meta["about"]))
+    return entries
+
+
+def _read(place: Path) -> tuple[Tensor, ...] | None:
+    if not (place / "meta.json").exists():
+        return None
+    try:
+        meta = json.loads((place / "meta.json").read_text())
+        dtype = _DTYPES[meta["dtype"]]
+        tensors = []
+        for index, (shape, digest) in enumerate(zip(meta["shapes"], meta["sha256"], strict=True)):
+            file = place / f"{index}.bin"
+            elements = torch.Size(shape).numel()
+            if file.stat().st_size != elements * dtype.itemsize:
+                raise ValueError("wrong size")
+            flat = torch.from_file(str(file), shared=False, size=elements, dtype=dtype)
+            if _digest(memoryview(flat.view(torch.uint8).numpy())) != digest:
+                raise ValueError("wrong digest")
+            tensors.append(flat.view(shape))
+        os.utime(place / "meta.json", (time.time(), time.time()))
+        return tuple(tensors)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+
+
+def _digest(data: memoryview) -> str:
+    total = hashlib.sha256()
+    for start in range(0, len(data), _CHUNK):
+        total.update(data[start : start + _CHUNK])
+    return total.hexdigest()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
