@@ -71,11 +71,13 @@ def read(path: Path, *, code: str, limit: int | None = None) -> bytes:
     try:
         # Non-blocking, because opening a FIFO waits for its other end before it can be told from a file.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise TlrecipeError.of(code, f"`{path}` is not a regular file")
-            content = file.read() if limit is None else file.read(limit + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                content = file.read() if limit is None else file.read(limit + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise TlrecipeError.of(code, f"cannot read `{path}`: {_reason(error)}") from error
     if limit is not None and len(content) > limit:

@@ -61,7 +61,9 @@ def _decode(checked: Checked) -> list[Diagnostic]:
                     split,
                     checked.plan.preprocessing,
                     on_bad=recipe.data.on_bad,
-                    progress=lambda done, total, split=split: emit("data", split=split, done=done, total=total),
+                    progress=lambda done, total, split=split: emit(
+                        "data", split=split, done=done, total=total
+                    ),
                 )
             except TlrecipeError as error:
                 raise TlrecipeError(checked.document.locate(error.diagnostics)) from error

@@ -229,9 +229,10 @@ class _Run:
         self._end_phase(phase, engine, live, before, time.perf_counter() - started)
 
     def _live(self, phase: PhasePlan, resume: Checkpoint | None) -> _Live:
-        average = None
-        if phase.ema is not None:
-            average = {k: t.detach().clone() for k, t in freezing.moving_tensors(self.model, phase).items()}
+        def clones() -> dict[str, Tensor]:
+            return {k: t.detach().clone() for k, t in freezing.moving_tensors(self.model, phase).items()}
+
+        average = clones() if phase.ema is not None else None
         live = _Live(optimizers.build(self.model, phase), average)
         if resume is not None and self.state.step > 0:
             parts = _parts(resume.tensors)
@@ -239,7 +240,8 @@ class _Run:
             if average is not None:
                 _copy_into(average, parts.get("average", {}), "average")
             if self.state.best is not None:
-                live.best = {name: tensor.clone() for name, tensor in parts.get("best", {}).items()}
+                live.best = clones()
+                _copy_into(live.best, parts.get("best", {}), "best")
         return live
 
     def _step(
