@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
 
 from tlrecipe.language.diagnostics import TlrecipeError
@@ -68,18 +69,8 @@ def read(path: Path, *, code: str, limit: int | None = None) -> bytes:
     ``code`` is the diagnostic code of the caller's kind of file; it is raised where the file is missing,
     no regular file (a FIFO would block for ever) or longer than ``limit`` bytes.
     """
-    try:
-        # Non-blocking, because opening a FIFO waits for its other end before it can be told from a file.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise TlrecipeError.of(code, f"`{path}` is not a regular file")
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                content = file.read() if limit is None else file.read(limit + 1)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise TlrecipeError.of(code, f"cannot read `{path}`: {_reason(error)}") from error
+    with _regular(path, code) as file:
+        content = file.read() if limit is None else file.read(limit + 1)
     if limit is not None and len(content) > limit:
         raise TlrecipeError.of(code, f"`{path}` is larger than {size_text(limit)}")
     return content
@@ -87,9 +78,22 @@ def read(path: Path, *, code: str, limit: int | None = None) -> bytes:
 
 def sha256(path: Path, *, code: str) -> str:
     """SHA-256 of a file in hexadecimal, read in pieces. Errors as for :func:`read`."""
+    with _regular(path, code) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _regular(path: Path, code: str) -> Iterator[BufferedReader]:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        # Non-blocking, because opening a FIFO waits for its other end before it can be told from a file.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise TlrecipeError.of(code, f"`{path}` is not a regular file")
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                yield file
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise TlrecipeError.of(code, f"cannot read `{path}`: {_reason(error)}") from error
 
@@ -252,7 +256,9 @@ def _removed_on_failure(temporary: Path) -> Iterator[None]:
 
 def _write_all(descriptor: int, data: Buffer) -> None:
     """Write until nothing is left: the system may take less than it is given."""
-    rest = memoryview(data).cast("B")
+    rest = memoryview(data)
+    if rest.nbytes:  # an empty view cannot be cast
+        rest = rest.cast("B")
     while rest:
         rest = rest[operations.write(descriptor, rest) :]
 

@@ -62,6 +62,13 @@ def test_images_of_several_sizes_are_fitted_whichever_comes_first(tmp_path, thre
     assert torch.equal(pixels.batch(torch.arange(12), P), truth(root, pixels))
 
 
+def test_a_fitted_image_is_not_taken_for_one_of_its_own_size(tmp_path):
+    # Fitted, the large image has the size of the small ones.
+    root = plant(tmp_path, mixed([(16, 16), (16, 16), (40, 40)]))
+    pixels = stored(root)
+    assert torch.equal(pixels.batch(torch.arange(6), P), truth(root, pixels))
+
+
 def test_the_largest_image_that_keeps_its_size(tmp_path):
     for side, height in ((16, 16), (17, 16)):
         root = plant(tmp_path / str(side), {name: encoded(noise(1, side, 9)) for name in pets()})
@@ -139,6 +146,21 @@ def test_the_digest_tells_pixels_labels_and_form_apart(tmp_path):
     forms = [Preprocessing(size=8, interpolation=mode) for mode in ("bilinear", "nearest")]
     digests |= {stored(tmp_path / "original", p).digest for p in forms}
     assert len(digests) == 5
+
+
+def test_the_digest_tells_forms_of_the_same_bytes_apart(tmp_path):
+    def plain(*shapes):
+        shapes = [(height, width, 3) for height, width in shapes]
+        return {
+            f"{kind}/{n}.png": encoded(np.full(shape, 7, np.uint8))
+            for kind in ("cat", "dog")
+            for n, shape in enumerate(shapes)
+        }
+
+    tall, wide = (plant(tmp_path / name, plain(*shape)) for name, shape in (("a", [(6, 4)]), ("b", [(4, 6)])))
+    assert stored(tall).digest != stored(wide).digest
+    several = plant(tmp_path / "c", plain((6, 4), (4, 6)))
+    assert stored(several).digest != stored(several, Preprocessing(size=16, crop_pct=0.9)).digest
 
 
 def test_the_digest_does_not_depend_on_the_size_that_is_asked_for_later(tmp_path):
@@ -245,6 +267,7 @@ def test_d07_identical_files_in_two_splits_are_found(tmp_path):
     files = pets(3, "train/") + pets(2, "test/")
     root = plant(tmp_path, files)
     os.link(root / "train/cat/1.png", root / "test/dog/same.png")
+    os.link(root / "train/cat/1.png", root / "train/cat/2-again.png")
     (root / "test/cat/copy.png").write_bytes((root / "train/dog/0.png").read_bytes())
     pairs = duplicates(stored(root), stored(root, split="test"))
     assert pairs == [("train/dog/0.png", "test/cat/copy.png"), ("train/cat/1.png", "test/dog/same.png")]

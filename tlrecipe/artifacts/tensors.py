@@ -1,4 +1,8 @@
-"""Named tensors as the bytes of a safetensors file, piece by piece."""
+"""Named tensors as a safetensors file, piece by piece.
+
+The library's own writer goes to the disk by itself, or builds the whole file in memory; a save must do
+neither. The format is described at https://huggingface.co/docs/safetensors.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +26,39 @@ _NAMES = {
 }
 
 
-def pieces(tensors: Mapping[str, Tensor]) -> tuple[int, Iterator[bytes | memoryview]]:
-    """The size of the file in bytes, and its content as one piece for the header and one per tensor.
+def file_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Bytes of the file that :func:`pieces` gives."""
+    return len(_header(tensors, metadata)) + sum(tensor.nbytes for tensor in tensors.values())
 
-    The library's own writer goes to the disk by itself, or builds the whole file in memory; a save must
-    do neither. The format is at https://huggingface.co/docs/safetensors. Values are written row by row,
-    whatever their layout in memory; tensors that share memory are written once each.
+
+def pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """The content of the file: its header, then the values of one tensor after the other.
+
+    Values are written row by row, whatever their layout in memory. Tensors on the CPU that lie in rows
+    are not copied.
     """
-    # Widest types first, so that every tensor is aligned to its own width.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    yield _header(tensors, metadata)
+    for name in _order(tensors):
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Widest types first, so that every tensor is aligned to its own width."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
-    for name in names:
+    for name in _order(tensors):
         tensor = tensors[name]
-        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[name] = {
+        start, end = end, end + tensor.nbytes
+        entries[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-
-    def parts() -> Iterator[bytes | memoryview]:
-        yield len(text).to_bytes(8, "little") + text
-        for name in names:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            yield memoryview(flat.view(torch.uint8).numpy())
-
-    return 8 + len(text) + end, parts()
+    return len(text).to_bytes(8, "little") + text

@@ -3,14 +3,16 @@ and `run`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tlrecipe.language.text import Document, load
+
 from tlrecipe import files
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
-from tlrecipe.language.text import Document, load
 
 if TYPE_CHECKING:
     from tlrecipe.data.listing import Listing
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from tlrecipe.planning.plan import Plan
 
 # Stands in for the number of classes where the data is not there; no check depends on it.
-_PLACEHOLDER_CLASSES = 2
+PLACEHOLDER_CLASSES = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def check(path: Path, overrides: Sequence[str] = (), *, needs_data: bool) -> Che
     recipe = document.recipe
     found: list[Diagnostic] = []
     warnings: list[Diagnostic] = []
-    listing = None
+    listing = table = plan = None
     try:
         listing = list_data(recipe.data, recipe.seed)
         warnings += listing.warnings
@@ -61,10 +63,14 @@ def check(path: Path, overrides: Sequence[str] = (), *, needs_data: bool) -> Che
             warnings += [_unchecked(d) for d in error.diagnostics]
         else:
             found += error.diagnostics
-    classes = len(listing.info.classes) if listing else _PLACEHOLDER_CLASSES
-    table = plan = None
     try:
-        table = described(recipe.backbone, recipe.head, classes, files.cache_dir() / "tables")
+        table = described(
+            recipe.backbone,
+            recipe.head,
+            len(listing.info.classes) if listing else PLACEHOLDER_CLASSES,
+            files.cache_dir(),
+            recipe.data.size,
+        )
         plan = compile_recipe(recipe, table, listing.info if listing else None)
         warnings += plan.warnings
     except TlrecipeError as error:
@@ -80,3 +86,12 @@ def _unchecked(missing: Diagnostic) -> Diagnostic:
         severity="warning",
         message=f"{missing.message}; classes, splits and numbers of steps were not checked",
     )
+
+
+@contextmanager
+def located(document: Document) -> Iterator[None]:
+    """Give mistakes that are found in the block their places in the recipe."""
+    try:
+        yield
+    except TlrecipeError as error:
+        raise TlrecipeError(document.locate(error.diagnostics)) from error

@@ -19,6 +19,7 @@ from tlrecipe.cli.render import as_github, as_json, as_text
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
 
 EXIT_BUG = 70
+EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import click
+from click.exceptions import Exit
 
 from tlrecipe.cli import console
 from tlrecipe.cli.checking import Checked, check
-from tlrecipe.cli.progress import progress
-from tlrecipe.cli.reporting import errors_as_text, stop, tell
-from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
+from tlrecipe.cli.render import printable
+from tlrecipe.cli.reporting import errors_as_text, tell
+from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError, capped
 
 
-def validate(recipes: tuple[Path, ...], overrides: tuple[str, ...], decode: bool) -> None:
-    """Check every recipe, and say one line for each that is right; stop with the first error's code."""
+def validate(recipes: Sequence[Path], overrides: Sequence[str], *, decode: bool) -> None:
+    """Check every recipe, and say one line for each that is right; exit by the first error."""
     reported: list[Diagnostic] = []
     exit_code = 0
     for path in recipes:
@@ -24,51 +25,47 @@ def validate(recipes: tuple[Path, ...], overrides: tuple[str, ...], decode: bool
             if decode:
                 reported += _decode(checked)
             if errors_as_text():
-                console.out(f"{path}: ok, {_summary(checked)}")
+                console.out(f"{printable(str(path))}: ok, {_summary(checked)}")
         except TlrecipeError as error:
             reported += error.diagnostics
             exit_code = exit_code or error.exit_code
     tell(reported)
-    raise click.exceptions.Exit(exit_code)
+    raise Exit(exit_code)
 
 
 def _summary(checked: Checked) -> str:
     plan = checked.plan
     phases = f"{len(plan.phases)} phase{'s' if len(plan.phases) > 1 else ''}"
     if checked.listing is None:
-        return f"{phases}; without its data"
+        return f"{phases}; its data is not there"
     counts = checked.listing.info.counts
-    images = ", ".join(
-        f"{counts[split]:,} {name} images"
-        for split, name in (("train", "training"), ("val", "validation"), ("test", "test"))
-        if counts.get(split)
-    )
-    return f"{phases}, {len(plan.classes)} classes, {images}"
+    named = (("train", "training"), ("val", "validation"), ("test", "test"))
+    images = [f"{counts[split]:,} {name} images" for split, name in named if counts.get(split)]
+    return ", ".join([phases, f"{len(plan.classes)} classes", *images])
 
 
-def _decode(checked: Checked) -> list[Diagnostic]:
-    """Open every image; files that the recipe says to skip become warnings."""
-    from tlrecipe.data.pixels import decode_split
+def _decode(checked: Checked) -> Sequence[Diagnostic]:
+    """Open every image, and give a warning for each file that the recipe says to skip.
 
-    recipe, listing = checked.document.recipe, checked.listing
+    Raises TLR402 and TLR404 with the mistakes of all splits.
+    """
+    from tlrecipe.cli.decoding import DecodedData, left_out
+    from tlrecipe.cli.progress import progress
+
+    listing = checked.listing
     assert listing is not None
+    errors: list[Diagnostic] = []
     warnings: list[Diagnostic] = []
     with progress(plain=False) as emit:
+        data = DecodedData(listing, checked.document.recipe.data.on_bad, emit)
         for split in listing.splits:
             try:
-                pixels = decode_split(
-                    listing,
-                    split,
-                    checked.plan.preprocessing,
-                    on_bad=recipe.data.on_bad,
-                    progress=lambda done, total, split=split: emit(
-                        "data", split=split, done=done, total=total
-                    ),
-                )
+                pixels = data(split, checked.plan.preprocessing)
             except TlrecipeError as error:
-                raise TlrecipeError(checked.document.locate(error.diagnostics)) from error
-            warnings += [
-                Diagnostic("TLR404", f"`{name}` is left out: {reason}", listing.place, severity="warning")
-                for name, reason in pixels.bad
-            ]
-    return list(checked.document.locate(warnings))
+                errors += error.diagnostics
+            else:
+                assert pixels is not None
+                warnings += left_out(pixels, listing)
+    if errors:
+        raise TlrecipeError(checked.document.locate(errors))
+    return checked.document.locate(capped(warnings)) if warnings else ()

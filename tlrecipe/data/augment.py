@@ -45,14 +45,14 @@ def _hflip(images: Tensor, _: bool, key: int, ids: Ids) -> Tensor:
 
 def _crop(images: Tensor, margin: int, key: int, ids: Ids) -> Tensor:
     """The window of a random offset in an image that is padded by reflection, edges not repeated."""
-    count, channels, height, width = images.shape
-    rows = _window("crop-y", margin, height, key, ids)
-    columns = _window("crop-x", margin, width, key, ids)
+    count, channels, side, _ = images.shape
+    rows = _window("crop-y", margin, side, key, ids)
+    columns = _window("crop-x", margin, side, key, ids)
     number = np.arange(count)[:, None, None]
-    source = (number * height + rows[:, :, None]) * width + columns[:, None, :]
+    source = (number * side + rows[:, :, None]) * side + columns[:, None, :]
     pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)
     taken = pixels.index_select(0, torch.from_numpy(source.reshape(-1)).to(images.device))
-    return taken.view(count, height, width, channels).permute(0, 3, 1, 2)
+    return taken.view(count, side, side, channels).permute(0, 3, 1, 2)
 
 
 def _window(stream: str, margin: int, side: int, key: int, ids: Ids) -> NDArray[np.int64]:

@@ -215,9 +215,8 @@ def _on_disk(shape: tuple[int, ...], size: int, folder: Path | None) -> Tensor:
     except OSError as error:
         where = folder or Path(tempfile.gettempdir())
         message = f"`{where}` cannot hold {size / 2**20:,.0f} MiB of decoded images: {reason_of(error)}"
-        raise TlrecipeError.of(
-            "TLR901", message, help="make room, or choose a smaller `data.size`"
-        ) from error
+        cure = "make room, or choose a smaller `data.size`"
+        raise TlrecipeError.of("TLR901", message, help=cure) from error
 
 
 def _bad_files(bad: Sequence[tuple[str, str]], listing: Listing) -> list[Diagnostic]:

@@ -6,9 +6,7 @@ the reference describe one grammar. It is computed only when one of them is need
 
 from __future__ import annotations
 
-import datetime
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -209,21 +207,31 @@ _SYNONYMS = {
 def _unknown_key(path: Path, around: Shape) -> Diagnostic:
     key = str(path[-1])
     known = list(around.get("properties", {}))
-    synonyms = [word for word, name in _SYNONYMS.items() if name in known]
-    owners = [table.title for table in tables() if key in table.shape["properties"]]
-    alike = nearest(key, synonyms)
-    if key in synonyms:
+    here = f"in {_title(path[:-1], around)}" if len(path) > 1 else "at the top level"
+    owners = _owners(key, path)
+    alike = _SYNONYMS.get(next(iter(nearest(key, list(_SYNONYMS))), ""))
+    if _SYNONYMS.get(key) in known:
         help = f"did you mean `{_SYNONYMS[key]}`?"
-    elif 0 < len(owners) <= 3:
-        help = f"`{key}` is a key of {_listed(owners, 'and')}"
+    elif owners:
+        help = f"`{key}` is a key of {owners}"
     elif hint := did_you_mean(key, known):
         help = hint
-    elif alike:
-        help = f"did you mean `{_SYNONYMS[alike[0]]}`?"
+    elif alike in known:
+        help = f"did you mean `{alike}`?"
+    elif alike and (owners := _owners(alike, path)):
+        help = f"did you mean `{alike}`? It is a key of {owners}"
     else:
-        help = f"it takes {_listed([f'`{name}`' for name in known], 'and')}"
-    message = f"unknown key `{key}` in {_title(path[:-1], around)}"
-    return Diagnostic("TLR101", message, path, help, at="key")
+        help = f"the keys are {_listed([f'`{name}`' for name in known], 'and')}"
+    return Diagnostic("TLR101", f"unknown key `{key}` {here}", path, help, at="key")
+
+
+def _owners(key: str, path: Path) -> str | None:
+    """The tables that take ``key``, where they are few enough to be of help."""
+    owners = [table for table in tables() if key in table.shape["properties"]]
+    around = tuple(part for part in path[:-1] if isinstance(part, str))
+    beside = [table for table in owners if table.path == around]
+    titles = [table.title for table in beside or owners]
+    return _listed(titles, "and") if 0 < len(titles) <= 3 else None
 
 
 def _missing_key(path: Path, around: Shape) -> Diagnostic:
@@ -236,7 +244,7 @@ def _missing_key(path: Path, around: Shape) -> Diagnostic:
         line = f"[[{key}]]"
     else:
         line = f"{key} = {inline(node['examples'][0])}"
-    choices = [inline(value) for value in node.get("enum", [])]
+    choices = [f"`{inline(value)}`" for value in node.get("enum", [])]
     help = f"add `{line}`" + (f": {said}" if said else f"; it is {_listed(choices, 'or')}" if choices else "")
     where = _title(tuple(table), around) if table else "the recipe"
     return Diagnostic("TLR103", f"{where} has no `{key}`", tuple(table), help)
@@ -246,7 +254,9 @@ def _unexpected(path: Path, options: list[Shape], value: Any, example: Any) -> D
     message = f"expected {_expected(options)}, found {_found(value)}"
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
     help = _cure(key, options, value)
-    if help is None and example is not None and _kind(value) not in {shape.get("type") for shape in options}:
+    kinds = {shape.get("type") for shape in options}
+    fits = _kind(value) in kinds or (_kind(value) == "integer" and "number" in kinds)
+    if help is None and example is not None and not fits:
         help = f"for example `{key} = {inline(example)}`"
     return Diagnostic("TLR102", message, path, help)
 
@@ -275,7 +285,7 @@ def _cure(key: str, options: list[Shape], value: Any) -> str | None:
         return f"write `{inline(bool(value))}`"
     if isinstance(value, dict) and any("$ref" in shape["items"] for shape in rows):
         return f"write `[[{key}]]` instead of `[{key}]`"
-    if isinstance(value, list) and any("properties" in shape for shape in options):
+    if _kind(value) == "array" and value and isinstance(value[0], dict) and "object" in kinds:
         return f"write `[{key}]` instead of `[[{key}]]`"
     return None
 
@@ -340,7 +350,9 @@ def _duplicate_names(data: Mapping[str, Any]) -> Iterator[Diagnostic]:
 def inline(value: Any) -> str:
     """A plain value as TOML on one line."""
     if isinstance(value, Mapping):
-        pairs = ", ".join(f"{key} = {inline(item)}" for key, item in value.items())
+        bare = re.compile(r"[A-Za-z0-9_-]+")
+        names = (key if bare.fullmatch(key) else json.dumps(key) for key in value)
+        pairs = ", ".join(f"{key} = {inline(item)}" for key, item in zip(names, value.values(), strict=True))
         return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(inline, value)) + "]"
@@ -361,33 +373,82 @@ _NAMED_PATTERNS = {
 
 def _expected(options: Sequence[Shape]) -> str:
     """What may be written, in words."""
-    said = list(dict.fromkeys(map(_expected_one, options)))
-    if len(said) == 2 and said[1].endswith(said[0]):
-        said[1] = said[1].removesuffix(said[0]) + "one"
-    return _listed(said, "or")
+    return _listed([_expected_one(shape) for shape in _without_repeats(options)], "or")
+
+
+def _without_repeats(options: Sequence[Shape]) -> list[Shape]:
+    """Tables that a key chooses among are one way to write a value."""
+    plain = [shape for shape in options if "properties" not in shape]
+    return [*plain, *[shape for shape in options if "properties" in shape][:1]]
 
 
 def _expected_one(shape: Shape) -> str:
-    choices = shape.get("enum") or ([shape["const"]] if "const" in shape else [])
-    if choices:
-        return _listed([inline(choice) for choice in choices], "or")
+    if "enum" in shape or "const" in shape:
+        return _listed([f"`{inline(choice)}`" for choice in shape.get("enum", [shape.get("const")])], "or")
     match shape.get("type"):
         case "boolean":
-            return "true or false"
+            return "`true` or `false`"
         case "integer":
             return _in_range("a whole number", shape)
         case "number":
             return _in_range("a finite number", shape)
         case "string":
-            return _expected_text(shape)
+            return _NAMED_PATTERNS.get(shape.get("pattern", ""), _text_of_length(shape))
         case "array" if "prefixItems" in shape:
             entries = shape["prefixItems"]
             return f"a list of {len(entries)} entries, each {_expected(shapes(entries[0]))}"
+        case "array" if any(tables(shape["items"])):
+            return "one or more tables" if shape.get("minItems") else "tables"
         case "array":
-            least = "at least one " if shape.get("minItems") else ""
-            if any(tables(shape["items"])):
-                return f"a list of {least or ''}tables".replace("one tables", "one table")
-            return f"a list with {least}entry" if least else "a list"
-        case "object" if "additionalProperties" in shape and shape["additionalProperties"]:
-            return f"a table of which each value is {_expected(shapes(shape['additionalProperties']))}"
+            return "a list with at least one entry" if shape.get("minItems") else "a list"
+        case "object" if "properties" not in shape:
+            return "a table of numbers"
     return "a table"
+
+
+def _in_range(what: str, shape: Shape) -> str:
+    low, high = shape.get("minimum"), shape.get("maximum")
+    above, below = shape.get("exclusiveMinimum"), shape.get("exclusiveMaximum")
+    if low is not None and low == high:
+        return _number(low)
+    if low is not None and 0 < low < 1e-6 and high is not None:
+        return f"{what} greater than 0 ({_number(low)} to {_number(high)})"
+    if low is not None and high is not None:
+        return f"{what} from {_number(low)} to {_number(high)}"
+    bounds = {"at least": low, "greater than": above, "at most": high, "less than": below}
+    said = [f"{words} {_number(bound)}" for words, bound in bounds.items() if bound is not None]
+    return " ".join([what, *filter(None, [" and ".join(said)])])
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else inline(value)
+
+
+def _text_of_length(shape: Shape) -> str:
+    most = f"a text of at most {shape['maxLength']} characters" if "maxLength" in shape else "a text"
+    return f"{most} that is not empty" if shape.get("minLength") else most
+
+
+_KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+
+
+def _kind(value: Any) -> str | None:
+    """The JSON Schema type of a TOML value; None for dates and times."""
+    return _KINDS.get(type(value))
+
+
+def _found(value: Any) -> str:
+    """What stands in the recipe, in words and cut to a length that fits into a sentence."""
+    match value:
+        case bool() | float():
+            return f"`{inline(value)}`"
+        case int():
+            return f"`{value}`" if abs(value) < 10**30 else "a number of more than 30 digits"
+        case str():
+            return f"the text `{inline(value if len(value) <= 40 else value[:40] + '…')}`"
+        case list():
+            return f"a list of {len(value)}" if value else "an empty list"
+        case dict():
+            return "a table" if value else "an empty table"
+        case _:
+            return f"the {type(value).__name__} `{value.isoformat()}`"

@@ -15,23 +15,7 @@ import tree_sitter_toml
 from tree_sitter import Language, Node, Parser
 
 from tlrecipe.language.diagnostics import Path
-
-
-@dataclass(frozen=True)
-class Spot:
-    """A stretch of one line: 1-based, in characters, ``end_column`` exclusive."""
-
-    line: int
-    column: int
-    end_column: int
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a key and its value stand. The value of a table with a header is its header."""
-
-    key: Spot
-    value: Spot
+from tlrecipe.language.source import Place, Spot
 
 
 @dataclass(frozen=True)

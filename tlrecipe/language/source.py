@@ -9,12 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tlrecipe.language.diagnostics import Diagnostic, Label, Path, TlrecipeError, did_you_mean
-
-if TYPE_CHECKING:
-    from tlrecipe.language.places import Place, Spot
 
 MAX_BYTES = 1 << 20
 
@@ -22,6 +19,23 @@ OVERRIDES = "<--set>"
 """What stands in the place of a file name for what the command line overrides."""
 
 Located = TypeVar("Located", Diagnostic, Label)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A stretch of one line: 1-based, in characters, ``end_column`` exclusive."""
+
+    line: int
+    column: int
+    end_column: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a key and its value stand. The value of a table with a header is its header."""
+
+    key: Spot
+    value: Spot
 
 
 @dataclass(frozen=True)
@@ -216,10 +230,12 @@ _MISTAKES = (
 """Tried in order. Reasons that are not here are said in tomllib's own words."""
 
 
-def read_source(path: FilePath) -> Source:
-    """Read a recipe file. Raises TLR001 (cannot be opened), TLR002 (no regular file, or larger than
-    1 MiB) or TLR003 (not UTF-8)."""
-    name = str(path)
+def read_source(path: FilePath, name: str | None = None) -> Source:
+    """Read a recipe file, called ``name`` in messages (default: the path).
+
+    Raises TLR001 (cannot be opened), TLR002 (no regular file, or larger than 1 MiB) or TLR003 (not UTF-8).
+    """
+    name = name or str(path)
     try:
         info = path.stat()
         if stat.S_ISDIR(info.st_mode):

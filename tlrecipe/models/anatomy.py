@@ -122,28 +122,31 @@ def param_facts(
     return tuple(facts)
 
 
-def stages_by_name(model: nn.Module) -> dict[str, int]:
-    """Coarse stages from parameter names alone, the stem first."""
-    return _numbered(model, _STAGE)
+def stages_by_name(model: nn.Module, heads: Iterable[str]) -> dict[str, int]:
+    """Coarse stages of the backbone from parameter names alone, the stem first."""
+    return _numbered(model, heads, _STAGE)
 
 
-def depths_by_name(model: nn.Module) -> dict[str, int]:
-    """Layers from parameter names alone: one per block, a norm layer with the convolution before it."""
-    return _numbered(model, _LAYER)
+def depths_by_name(model: nn.Module, heads: Iterable[str]) -> dict[str, int]:
+    """Layers of the backbone from parameter names alone: one per block, and a norm layer that stands
+    alone with the layer before it."""
+    return _numbered(model, heads, _LAYER)
 
 
-def _numbered(model: nn.Module, pattern: re.Pattern[str]) -> dict[str, int]:
+def _numbered(model: nn.Module, heads: Iterable[str], pattern: re.Pattern[str]) -> dict[str, int]:
     modules = dict(model.named_modules())
+    inside = tuple(f"{head}." for head in heads)
     key = _STEM
     members: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
+        if name.startswith(inside):
+            continue
         if found := pattern.match(name):
             key = found.group()
         members.setdefault(key, []).append(name)
     number = -1
     numbers: dict[str, int] = {}
     for names in members.values():
-        # Norm layers that stand alone in a sequence are no layer of their own.
         if number < 0 or not all(is_norm(modules[name.rpartition(".")[0]]) for name in names):
             number += 1
         numbers |= dict.fromkeys(names, number)

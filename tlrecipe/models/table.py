@@ -12,12 +12,13 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tlrecipe import files
+from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import BackboneSpec, HeadSpec
 from tlrecipe.planning.facts import ModuleFact, ParamFact, ParamTable, Preprocessing
 
@@ -25,7 +26,7 @@ FORMAT = 1
 """Raised whenever the same network would give another table: tables of other formats are made anew."""
 
 _LIBRARIES = ("torch", "timm", "torchvision")
-_FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+_FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def weights_kind(weights: str) -> str:
@@ -35,7 +36,7 @@ def weights_kind(weights: str) -> str:
     """
     if weights in ("none", "pretrained"):
         return weights
-    if "/" in weights or os.sep in weights or weights.lower().endswith(_FILE_SUFFIXES):
+    if "/" in weights or os.sep in weights or weights.endswith(_FILE_SUFFIXES):
         return "path"
     return weights
 
@@ -109,17 +110,8 @@ def _read(file: Path) -> ParamTable | None:
 
 def _write(file: Path, table: ParamTable) -> None:
     text = to_json(table)
-    temporary: str | None = None
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, prefix=f".{file.stem}.tmp-", delete=False
-        ) as stream:
-            temporary = stream.name
-            stream.write(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
-        Path(temporary).replace(file)
-    except OSError:
-        # The table is in hand: a full or read-only cache costs the next run its seconds, not this one.
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
+    content = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+    # The table is in hand: a full or read-only cache costs the next run its seconds, not this one.
+    with contextlib.suppress(TlrecipeError):
+        files.make_folder(file.parent)
+        files.write_atomic(file, content.encode())

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import importlib.util
-import os
 import re
 import ssl
 import stat
-import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tlrecipe import files
 from tlrecipe.language.diagnostics import Path as Place
 from tlrecipe.language.diagnostics import TlrecipeError
 
@@ -70,7 +70,9 @@ def from_path(text: str) -> WeightsFile:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise _missing(f"there is no weights file `{text}`", "relative paths start at the recipe's folder") from None
+        raise _missing(
+            f"there is no weights file `{text}`", "relative paths start at the recipe's folder"
+        ) from None
     except OSError as error:
         raise _missing(f"the weights file `{text}` cannot be opened: {error.strerror}", None) from None
     if not stat.S_ISREG(mode):
@@ -94,36 +96,28 @@ def from_url(url: str, title: str) -> WeightsFile:
     digest = found.group(1) if found else None
     target = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not target.exists():
-        _download(url, target, digest, title)
+        files.make_folder(target.parent)
+        files.write_atomic(target, _downloaded(url, digest, target, title))
     return WeightsFile(target, f"{title} ({url})", digest)
 
 
-def _download(url: str, target: Path, digest: str | None, title: str) -> None:
-    cure = f"download it on a machine with a network and put it at `{target}`, or write the path of a local file"
-    part: Path | None = None
+def _downloaded(url: str, digest: str | None, target: Path, title: str) -> Iterator[bytes]:
+    """The bytes at ``url`` in pieces; the end is an error unless all of them have ``digest``."""
+    hashed = hashlib.sha256()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.tmp-", delete=False) as stream,
-        ):
-            part = Path(stream.name)
-            hashed = hashlib.sha256()
-            with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
-                while block := answer.read(1 << 20):
-                    hashed.update(block)
-                    stream.write(block)
-        if digest is not None and not hashed.hexdigest().startswith(digest):
-            raise _wrong_digest(url, digest, hashed.hexdigest(), PLACE)
-        part.replace(target)
-    except OSError as error:
-        # urllib's own errors are OSErrors too; only those of the disk carry its error numbers.
-        if error.errno in _FULL:
-            raise _unwritable(target.parent, error) from None
-        reason = getattr(error, "reason", error)
-        raise _missing(f"the weights of {title} are not here and {url} cannot be reached: {reason}", cure) from None
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
+            while block := answer.read(1 << 20):
+                hashed.update(block)
+                yield block
+    except (OSError, http.client.HTTPException) as error:
+        raise _missing(
+            f"the weights of {title} are not here, and {url} cannot be fetched: "
+            f"{getattr(error, 'reason', error)}",
+            f"download it on a machine with a network and put it at `{target}`, "
+            "or save it anywhere and write its path",
+        ) from None
+    if digest is not None and not hashed.hexdigest().startswith(digest):
+        raise _wrong_digest(url, digest, hashed.hexdigest(), PLACE)
 
 
 def from_hub(repository: str, filename: str | None, title: str) -> WeightsFile:
@@ -161,7 +155,7 @@ def from_hub(repository: str, filename: str | None, title: str) -> WeightsFile:
             continue
         except OSError as error:
             if error.errno in _FULL:
-                raise _unwritable(Path(cache), error) from None
+                raise files.disk_error("write", Path(cache), error) from None
             raise _missing(f"{wanted} cannot be fetched: {error}", cure) from None
         return WeightsFile(Path(path), f"{title} (Hugging Face Hub, {repository}/{candidate})")
     raise _missing(f"https://huggingface.co/{name} has no file {' or '.join(candidates)}", None)
@@ -299,7 +293,9 @@ def _parse_pickle(path: Path) -> Any:
                 "save the state dict alone, best with safetensors.torch.save_file",
             ) from None
         first = str(error).strip().split("\n", 1)[0]
-        raise _unusable(f"`{path}` is not a sound PyTorch weights file: {first or type(error).__name__}") from None
+        raise _unusable(
+            f"`{path}` is not a sound PyTorch weights file: {first or type(error).__name__}"
+        ) from None
 
 
 def _refused_globals(path: Path, message: str) -> list[str]:
@@ -321,7 +317,7 @@ def _unwrapped(content: Any, path: Path) -> StateDict:
     strays = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if strays:
         raise _unusable(
-            f"`{path}` holds no state dict: {_listed(strays)} {'is' if len(strays) == 1 else 'are'} no tensors",
+            f"`{path}` holds no state dict: not all of it is tensors ({_listed(strays)})",
             f"a state dict may lie at the top or under {', '.join(_WRAPPERS)}",
         )
     odd = [str(key) for key, value in content.items() if not _is_plain(value)]
@@ -370,9 +366,7 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], heads: Collection[s
     inside = tuple(f"{head}." for head in heads)
     wanted = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
     given = {name: tensor for name, tensor in state.items() if not name.startswith(inside)}
-    missing = [
-        name for name in wanted if name not in given and not name.endswith("num_batches_tracked")
-    ]
+    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in wanted]
     misshapen = [
         f"`{name}` {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
@@ -394,7 +388,7 @@ def unfit(network: str, why: str) -> TlrecipeError:
         "TLR503",
         f"the weights do not fit `{network}`: {why}",
         path=PLACE,
-        help="outside the head, every tensor of the file must be one of the network's, and the other way round",
+        help="outside the head, the file must have every tensor of the network, and no other",
     )
 
 
@@ -417,15 +411,5 @@ def _wrong_digest(what: str, expected: str, actual: str, place: Place) -> Tlreci
         "TLR502",
         f"`{what}` has the SHA-256 {shown}, not {expected}",
         path=place,
-        help="the file is damaged or another one: fetch it again, or correct the digest if you trust the file",
-    )
-
-
-def _unwritable(folder: Path, error: OSError) -> TlrecipeError:
-    name = errno.errorcode.get(error.errno or 0, "")
-    return TlrecipeError.of(
-        "TLR901",
-        f"weights cannot be saved in `{folder}`: {os.strerror(error.errno or 0)} ({name})",
-        path=PLACE,
-        help="make room or set TORCH_HOME and HF_HOME to a folder that can be written",
+        help="the file is damaged or another one: fetch it again, or correct the digest",
     )

@@ -101,6 +101,8 @@ class ParamTable:
     """False where the weights are random."""
     fixed_size: bool = False
     """The architecture accepts no image size but its own."""
+    built_size: int | None = None
+    """The one image size that the network, as built, accepts; None where it takes more than one."""
     license: str | None = None
     """Licence of the weights, where known."""
 

@@ -128,7 +128,7 @@ class _Run:
         self.plan, self.backbone, self.pixels = plan, backbone, pixels
         self.emit, self.save, self.store, self.device, self.stop = emit, save, store, device, stop
         self.model = backbone.model.to(device=device, memory_format=torch.channels_last)
-        self.identity = f"{backbone.config['source']}/{backbone.config['name']}"
+        self.identity = str(backbone.config.get("architecture"))
         self.state = _State()
         self.splits: list[Split] = []
         self.choices: list[Choice] = []

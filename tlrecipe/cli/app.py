@@ -1,0 +1,217 @@
+"""The command line: names, options and help. What a command does is in the module of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from tlrecipe.cli.reporting import reports
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_FILE = click.Path(path_type=Path)
+_SET: Decorator = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the recipe, read as TOML: --set phase.finetune.epochs=3. Repeatable.",
+)
+_JSON: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_DEVICE: Decorator = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+
+
+def _print_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        # The packages' metadata: importing torch to ask it takes seconds.
+        versions = [f"{name} {_version(name)}" for name in ("tlrecipe", "torch", "torchvision", "timm")]
+        click.echo(", ".join(versions))
+        context.exit()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show versions and exit.",
+)
+def cli() -> None:
+    """Transfer learning from a recipe: what to train, frozen when, at which rates."""
+
+
+@cli.command()
+@click.argument("recipe", type=_FILE)
+@_SET
+@click.option("--run-dir", type=_FILE, help="Where to write; by default a new folder under runs/.")
+@_DEVICE
+@click.option("--plain", is_flag=True, help="Lines instead of progress bars.")
+@_JSON
+@reports
+def run(recipe: Path, overrides: tuple[str, ...], **options: Any) -> None:
+    """Train a recipe and write its run directory."""
+    from tlrecipe.cli.run import run
+
+    run(recipe, overrides, **options)
+
+
+@cli.command()
+@click.argument("recipes", nargs=-1, required=True, type=_FILE)
+@_SET
+@click.option("--data", "decode", is_flag=True, help="Open every image as well.")
+@reports
+def validate(recipes: tuple[Path, ...], overrides: tuple[str, ...], decode: bool) -> None:
+    """Check recipes without training."""
+    from tlrecipe.cli.validate import validate
+
+    validate(recipes, overrides, decode=decode)
+
+
+@cli.command()
+@click.argument("recipe", metavar="RECIPE|CODE")
+@_SET
+@_JSON
+@reports
+def explain(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show what a recipe does in each phase, or what an error code means."""
+    from tlrecipe.cli.explain import explain_code, explain_recipe, is_code
+
+    if is_code(recipe):
+        explain_code(recipe, as_json=as_json)
+    else:
+        explain_recipe(Path(recipe), overrides, as_json=as_json)
+
+
+@cli.command()
+@click.argument("recipe", type=_FILE)
+@click.argument("globs", nargs=-1, metavar="[GLOB]...")
+@_SET
+@click.option("--depth", type=click.IntRange(min=1), help="Name segments to show; the rest is summed up.")
+@reports
+def params(recipe: Path, globs: tuple[str, ...], overrides: tuple[str, ...], depth: int | None) -> None:
+    """Show the parameters of a recipe's network, and what patterns match."""
+    from tlrecipe.cli.params import params
+
+    params(recipe, globs, overrides, depth)
+
+
+@cli.command()
+@click.argument("model", type=_FILE)
+@click.option("--data", type=_FILE, help="A folder or zip of images, or a recipe.")
+@_DEVICE
+@_JSON
+@reports
+def evaluate(model: Path, data: Path | None, device: str, as_json: bool) -> None:
+    """Measure a trained model on labelled images.
+
+    MODEL is a run directory or the model folder in one.
+    """
+    from tlrecipe.cli.evaluate import evaluate
+
+    evaluate(model, data, device=device, as_json=as_json)
+
+
+@cli.command()
+@click.argument("model", type=_FILE)
+@click.argument("images", nargs=-1, required=True, type=_FILE, metavar="PATH...")
+@click.option("-o", "--output", "out", type=_FILE, help="CSV, or JSON lines if it ends in .jsonl.")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes per image.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--keep-going", is_flag=True, help="Exit with 0 although files could not be used.")
+@_DEVICE
+@reports
+def predict(model: Path, images: tuple[Path, ...], out: Path | None, **options: Any) -> None:
+    """Predict the classes of images, or of all images in folders.
+
+    MODEL is a run directory or the model folder in one. A file that cannot be used has its error in its
+    row, and the exit code is 4.
+    """
+    from tlrecipe.cli.predict import predict
+
+    predict(model, images, out, **options)
+
+
+@cli.command("list")
+@click.argument("kind", type=click.Choice(["backbones", "data", "optimizers", "schedules", "augmentations"]))
+@click.argument("filter", default="")
+@reports
+def list_names(kind: str, filter: str) -> None:
+    """List what a recipe may name."""
+    from tlrecipe.cli.catalog import print_list
+
+    print_list(kind, filter)
+
+
+@cli.command()
+@click.option("-o", "--output", "out", type=_FILE, help="Write to a file.")
+@reports
+def schema(out: Path | None) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from tlrecipe import files
+    from tlrecipe.cli.catalog import schema_text
+
+    if out is None:
+        click.echo(schema_text(), nl=False)
+    else:
+        files.write_atomic(out, schema_text().encode())
+
+
+@cli.group()
+def cache() -> None:
+    """Look after stored features and images."""
+
+
+@cache.command("list")
+@reports
+def list_cache() -> None:
+    """Show what is stored."""
+    from tlrecipe.cli.machine import print_cache
+
+    print_cache()
+
+
+@cache.command("clear")
+@reports
+def clear_cache() -> None:
+    """Remove all that is stored."""
+    from tlrecipe.cli.machine import clear_cache
+
+    clear_cache()
+
+
+@cache.command("path")
+@reports
+def cache_path() -> None:
+    """Print the folder."""
+    from tlrecipe import files
+
+    click.echo(str(files.cache_dir()))
+
+
+@cli.command()
+@_JSON
+@reports
+def doctor(as_json: bool) -> None:
+    """Show versions and what this machine can do."""
+    from tlrecipe.cli.machine import print_doctor
+
+    print_doctor(as_json=as_json)

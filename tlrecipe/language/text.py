@@ -1,0 +1,91 @@
+"""A recipe as text: TOML to :class:`Recipe` and back, with the place of everything in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
+from tlrecipe.language.grammar import check
+from tlrecipe.language.layers import Layer, absolute_paths, apply_overrides, read_layers
+from tlrecipe.language.source import Source, read_source
+from tlrecipe.language.spec import Recipe
+
+
+@dataclass(frozen=True)
+class Document:
+    """A recipe without mistakes in its text, and where it says what."""
+
+    recipe: Recipe
+    """With every path to a file made absolute."""
+    path: Path
+    """The file, as the user named it."""
+    text: str
+    """The file as written: its bytes, decoded. Without what it extends and the overrides."""
+    _layer: Layer = field(repr=False, compare=False)
+
+    def locate(self, diagnostics: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
+        """The diagnostics and their labels with file, line, columns and source line, in their order.
+
+        What is not written out is placed at the table that it would stand in. Diagnostics that already
+        have a file, and those that are about no place in a recipe, stay as they are.
+        """
+        return _located(self._layer, diagnostics)
+
+    def resolved(self) -> str:
+        """TOML that loads to an equal recipe and writes out what extends, overrides and defaults gave.
+
+        Keys whose default is "not set" are left out: TOML has no null.
+        """
+        return tomli_w.dumps(_chooser_first(self.recipe.model_dump(mode="json", exclude_none=True)))
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Document:
+    """Read a recipe file, what it extends, and overrides such as ``phase.finetune.epochs=3``.
+
+    Raises:
+        TlrecipeError: TLR001 to TLR006 where a text cannot be read, else every mistake in the grammar
+            (TLR101, TLR102, TLR103), in patterns (TLR106) and in names (TLR109), in the order of places.
+    """
+    return _document(read_source(path), path, overrides, file=path)
+
+
+def loads(
+    text: str, *, name: str = "<string>", base: Path = Path(), overrides: Sequence[str] = ()
+) -> Document:
+    """Like :func:`load`, for a text; ``base`` is the folder that its paths are relative to."""
+    return _document(Source(name, text, base.absolute()), Path(name), overrides)
+
+
+def _document(source: Source, path: Path, overrides: Sequence[str], file: Path | None = None) -> Document:
+    layer, mistakes = apply_overrides(read_layers(source, file), overrides)
+    layer = absolute_paths(layer)
+    recipe, more = check(layer.plain())
+    if recipe is None or mistakes:
+        found = _located(layer, [*mistakes, *more])
+        raise TlrecipeError(sorted(found, key=lambda item: _order(item, source.name)))
+    return Document(recipe, path, source.text, layer)
+
+
+def _chooser_first(value: Any) -> Any:
+    """Tables with the key that says which table it is in front, as people write them."""
+    if isinstance(value, list):
+        return [_chooser_first(item) for item in value]
+    if isinstance(value, dict):
+        keys = sorted(value, key=lambda key: key not in ("source", "name"))
+        return {key: _chooser_first(value[key]) for key in keys}
+    return value
+
+
+def _located(layer: Layer, diagnostics: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
+    return tuple(
+        layer.locate(item) if item.path or item.code.startswith("TLR1") else item for item in diagnostics
+    )
+
+
+def _order(item: Diagnostic, first: str) -> tuple[bool, str, int, int]:
+    return item.file != first, item.file or "", item.line or 0, item.column or 0

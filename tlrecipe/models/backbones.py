@@ -1,0 +1,253 @@
+"""Backbones: an architecture of timm or torchvision under a new head, described or built.
+
+:func:`describe` answers the compiler's questions from an empty network; :func:`build` makes the same
+network with real weights; :func:`rebuild` makes it again from what a bundle remembers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from tlrecipe.language.diagnostics import TlrecipeError
+from tlrecipe.language.spec import BackboneSpec, HeadSpec
+from tlrecipe.models import weights
+from tlrecipe.models.anatomy import module_facts, param_facts
+from tlrecipe.models.architecture import Architecture
+from tlrecipe.models.table import weights_kind
+from tlrecipe.planning.facts import ParamTable
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network with its weights and everything a bundle has to say about it."""
+
+    model: nn.Module
+    """On the CPU, in float32 and eval mode."""
+    table: ParamTable
+    heads: tuple[str, ...]
+    """Dotted names of the layers that give the class scores: distilled networks have two."""
+    origin: str
+    """Where the weights came from, for people and results."""
+    weights_sha256: str | None
+    """Digest of the weights file; None for random weights."""
+    license: str | None
+    """Licence of the weights, where known."""
+    config: dict[str, Any]
+    """``config.json`` of timm's hub layout, with what :func:`rebuild` needs under ``tlrecipe``."""
+
+    @property
+    def head(self) -> str:
+        """Dotted name of the first of :attr:`heads`."""
+        return self.heads[0]
+
+
+def available() -> Iterator[tuple[str, str]]:
+    """Every backbone as (name, source), in the libraries' own order."""
+    for source in ("timm", "torchvision"):
+        for name in _library(source).names():
+            yield name, source
+
+
+def describe(spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None = None) -> ParamTable:
+    """The parameter table of ``spec`` under a new head, from an empty network: no weights, no network access.
+
+    ``size`` is the image size in pixels that the network is to be built for; where it differs from the
+    weights' own, a forward pass without data proves it, and ``fixed_size`` of the table says if it fails.
+    Raises TLR102, TLR112, TLR113, and TLR501 for published weights that do not exist.
+    """
+    return _describe(_resolve(spec), spec, head, classes, size)
+
+
+def build(spec: BackboneSpec, head: HeadSpec, classes: int, seed: int, size: int | None = None) -> Backbone:
+    """The network of :func:`describe` with real weights.
+
+    All of the weights but the head come from where ``spec.weights`` says. The head is always new, even
+    where the file has one of the same shape: it is a function of the architecture, the classes, the
+    image size it is built for, and ``seed``. With ``"none"`` all weights are. The global random state is
+    left as it was. Raises what :func:`describe` raises, and TLR501, TLR502, TLR503, TLR901.
+    """
+    architecture = _resolve(spec)
+    table = _describe(architecture, spec, head, classes, size)
+    if table.fixed_size:
+        raise TlrecipeError.of(
+            "TLR113",
+            f"`{spec.name}` cannot be built for images of {size} pixels",
+            path=("data", "size"),
+            help=f"its own size is {architecture.preprocessing.size}",
+        )
+    size = _other_size(architecture, size)
+    kind = weights_kind(spec.weights)
+    read: weights.Weights | None = None
+    if kind != "none":
+        file = weights.from_path(spec.weights) if kind == "path" else architecture.published()
+        read = weights.read(file, spec.sha256)
+    with _seeded(seed):
+        if read is None:
+            model = architecture.construct(classes, head.dropout, size)
+        else:
+            model = architecture.loaded(read.state, classes, head.dropout, size)
+    heads = architecture.heads(model)
+    if head.init == "zeros":
+        for name in heads:
+            for parameter in model.get_submodule(name).parameters():
+                nn.init.zeros_(parameter)
+    config = architecture.hub_config(model, classes, size)
+    config["tlrecipe"] = {
+        "source": spec.source,
+        "name": spec.name,
+        "weights": kind,
+        "head": head.model_dump(),
+        "size": size,
+    }
+    return Backbone(
+        model=model.float().eval(),
+        table=table,
+        heads=heads,
+        origin=f"random, seed {seed}" if read is None else read.origin,
+        weights_sha256=None if read is None else read.sha256,
+        license=table.license,
+        config=config,
+    )
+
+
+def rebuild(config: Mapping[str, Any], classes: int) -> nn.Module:
+    """The network of a :attr:`Backbone.config`, in eval mode on the CPU, its weights yet to be loaded.
+
+    Raises TLR504 if the config does not say what to build.
+    """
+    try:
+        said = config["tlrecipe"]
+        spec = BackboneSpec(source=said["source"], name=said["name"], weights=said["weights"])
+        head = HeadSpec(**said["head"])
+        size = None if said["size"] is None else int(said["size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TlrecipeError.of("TLR504", f"the config does not say what to build: {error}") from None
+    architecture = _resolve(spec)
+    with _seeded(0):
+        return architecture.construct(classes, head.dropout, size).eval()
+
+
+# --------------------------------------------------------------------------- from spec to facts
+
+
+def _library(source: str) -> Any:
+    # Each library takes seconds to import: only the one that was asked for.
+    if source == "timm":
+        from tlrecipe.models import timm_source
+
+        return timm_source
+    from tlrecipe.models import torchvision_source
+
+    return torchvision_source
+
+
+def _resolve(spec: BackboneSpec) -> Architecture:
+    kind = weights_kind(spec.weights)
+    if kind == "none" and spec.sha256 is not None:
+        raise TlrecipeError.of(
+            "TLR102",
+            'weights = "none" has no file whose SHA-256 could be checked',
+            path=("backbone", "sha256"),
+            help="remove `sha256`, or name the weights",
+        )
+    architecture: Architecture = _library(spec.source).resolve(spec.name, kind)
+    return architecture
+
+
+def _other_size(architecture: Architecture, size: int | None) -> int | None:
+    return None if size == architecture.preprocessing.size else size
+
+
+def _describe(
+    architecture: Architecture, spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None
+) -> ParamTable:
+    kind = weights_kind(spec.weights)
+    size = _other_size(architecture, size)
+    model = None if size is None else _proved(architecture, classes, head.dropout, size, kind != "none")
+    fixed = size is not None and model is None
+    if model is None:
+        model = _empty(spec.name, lambda: architecture.construct(classes, head.dropout, None))
+    heads = architecture.heads(model)
+    return ParamTable(
+        params=param_facts(model, heads, *architecture.layers(model)),
+        modules=module_facts(model),
+        preprocessing=architecture.preprocessing,
+        pretrained=kind != "none",
+        fixed_size=fixed,
+        built_size=(architecture.preprocessing.size if size is None or fixed else size)
+        if architecture.sized
+        else None,
+        license=None if kind in ("none", "path") else architecture.license,
+    )
+
+
+def _proved(
+    architecture: Architecture, classes: int, dropout: float, size: int, pretrained: bool
+) -> nn.Module | None:
+    """An empty network for images of ``size``, or None if it or its weights take no such size."""
+    try:
+        model = _empty("", lambda: architecture.construct(classes, dropout, size)).to("meta").eval()
+        model(torch.empty(1, 3, size, size, device="meta"))
+        if pretrained and architecture.sized:
+            own = _empty("", lambda: architecture.construct(classes, dropout, None)).to("meta")
+            with torch.device("meta"):
+                architecture.loaded(own.state_dict(), classes, dropout, size)
+    except Exception:  # libraries refuse a size with whatever their arithmetic happens to raise
+        return None
+    return model
+
+
+def _empty(name: str, construct: Callable[[], nn.Module]) -> nn.Module:
+    """A network without memory behind its weights, as far as its constructor allows.
+
+    Most are built on the meta device. Constructors that compute with tensors (all regnets of
+    torchvision) fail there and get real tensors for all but the weights of their layers; what fails
+    even so is built in full.
+    """
+    places: tuple[Callable[[], AbstractContextManager[Any]], ...]
+    places = (lambda: torch.device("meta"), _WeightsOnMeta, nullcontext)
+    failure: Exception | None = None
+    with _seeded(0):
+        for place in places:
+            try:
+                with place():
+                    return construct()
+            except TlrecipeError:
+                raise
+            except Exception as error:
+                failure = error
+    raise TlrecipeError.of(
+        "TLR113",
+        f"`{name}` cannot be built: {failure}",
+        path=("backbone", "name"),
+        help="choose another architecture",
+    )
+
+
+class _WeightsOnMeta(TorchFunctionMode):
+    """Put what layers allocate for their weights on the meta device, and leave arithmetic real."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """A random state of our own, the same whatever was drawn before; the global one is restored."""
+    digest = hashlib.sha256(f"{seed}/head".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        yield
