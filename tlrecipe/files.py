@@ -11,7 +11,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
@@ -241,7 +240,7 @@ def size_text(count: int) -> str:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}")
 
 
 @contextlib.contextmanager

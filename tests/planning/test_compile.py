@@ -17,8 +17,24 @@ from tlrecipe.planning.plan import Plan
 from planning.toys import INFO, phase, recipe, toy_table
 
 NAMES = [param.name for param in toy_table()]
-PATTERNS = ["stem", "bn", "blocks", "blocks.0", "blocks.*.bn", "blocks.[0-1].conv", "@norm", "@bias", "@head",
-            "@backbone", "@stage:1", "@stage:0..2", "**", "*.weight", "**.bias", "blocks.{0,1}.bn.weight"]
+PATTERNS = [
+    "stem",
+    "bn",
+    "blocks",
+    "blocks.0",
+    "blocks.*.bn",
+    "blocks.[0-1].conv",
+    "@norm",
+    "@bias",
+    "@head",
+    "@backbone",
+    "@stage:1",
+    "@stage:0..2",
+    "**",
+    "*.weight",
+    "**.bias",
+    "blocks.{0,1}.bn.weight",
+]
 
 
 def compiled(**changes: Any) -> Plan:
@@ -108,7 +124,9 @@ def test_decay_is_an_axis_of_its_own() -> None:
     only = compiled(optimizer=optimizer, phase=[phase(freeze=[], layer_decay=0.5)]).phases[0]
     for group in only.groups:
         for name in group.params:
-            assert group.weight_decay == (0.0 if ".bn." in name or name in {"head.bias", "bn.weight", "bn.bias"} else 0.1)
+            assert group.weight_decay == (
+                0.0 if ".bn." in name or name in {"head.bias", "bn.weight", "bn.bias"} else 0.1
+            )
 
 
 def test_layer_decay_counts_from_the_head() -> None:
@@ -132,7 +150,9 @@ def test_a_larger_batch_than_data_is_a_warning_with_the_real_steps() -> None:
 
 
 def test_the_plan_is_a_pure_function() -> None:
-    assert compiled(group=[{"name": "a", "match": ["**"]}]) == compiled(group=[{"name": "a", "match": ["**"]}])
+    assert compiled(group=[{"name": "a", "match": ["**"]}]) == compiled(
+        group=[{"name": "a", "match": ["**"]}]
+    )
 
 
 def test_without_data_everything_else_is_checked() -> None:
@@ -146,7 +166,9 @@ def test_without_data_everything_else_is_checked() -> None:
     [
         pytest.param(["TLR104"], {"phase": [phase(freeze=["layerr"])]}, id="R12-freeze-matches-nothing"),
         pytest.param(["TLR104"], {"phase": [phase(freeze=["@backbone"], thaw=["nope"])]}, id="thaw-nothing"),
-        pytest.param(["TLR129"], {"phase": [phase(freeze=["stem"], thaw=["head"])]}, id="thaw-exempts-nothing"),
+        pytest.param(
+            ["TLR129"], {"phase": [phase(freeze=["stem"], thaw=["head"])]}, id="thaw-exempts-nothing"
+        ),
         pytest.param(["TLR104"], {"group": [{"name": "a", "match": ["nope"]}]}, id="group-nothing-held-back"),
         pytest.param(["TLR104"], {"phase": [phase(freeze=["@stage:9"])]}, id="no-such-stage"),
         pytest.param(["TLR104"], {"optimizer": {"name": "sgd", "no_decay": ["nope"]}}, id="no-decay-nothing"),
@@ -204,7 +226,11 @@ def test_stopping_and_best_need_validation() -> None:
 def test_tied_parameters_are_one_and_may_not_be_claimed_twice() -> None:
     whole = compile_recipe(recipe(), toy_table(tied=True), INFO)
     assert whole.group_params["all"].count("head.weight") == 1
-    split = [{"name": "a", "match": ["stem"]}, {"name": "b", "match": ["head"]}, {"name": "c", "match": ["**"]}]
+    split = [
+        {"name": "a", "match": ["stem"]},
+        {"name": "b", "match": ["head"]},
+        {"name": "c", "match": ["**"]},
+    ]
     with pytest.raises(TlrecipeError) as caught:
         compile_recipe(recipe(group=split), toy_table(tied=True), INFO)
     assert "TLR108" in [d.code for d in caught.value.diagnostics]

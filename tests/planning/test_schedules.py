@@ -32,9 +32,9 @@ def test_factors_stay_between_zero_and_one_and_peak_after_the_warmup(
     warmup = data.draw(st.integers(0, steps - 1))
     curve = [factor(schedule, step, steps, warmup) for step in range(steps)]
     assert all(0 <= value <= 1 for value in curve)
-    assert curve[warmup] == pytest.approx(schedule.factor if _past(schedule, warmup, steps) else 1.0) or isinstance(
-        schedule, StepSchedule
-    )
+    assert curve[warmup] == pytest.approx(
+        schedule.factor if _past(schedule, warmup, steps) else 1.0
+    ) or isinstance(schedule, StepSchedule)
     assert all(b >= a for a, b in zip(curve[:warmup], curve[1 : warmup + 1], strict=False)) or isinstance(
         schedule, StepSchedule
     )

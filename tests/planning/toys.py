@@ -22,7 +22,9 @@ def toy_table(*, pretrained: bool = True, tied: bool = False, fixed_size: bool =
     def norm(name: str, stage: int) -> None:
         for kind in ("weight", "bias"):
             params.append(
-                ParamFact(f"{name}.{kind}", (4,), name, norm=True, bias=kind == "bias", stage=stage, depth=stage)
+                ParamFact(
+                    f"{name}.{kind}", (4,), name, norm=True, bias=kind == "bias", stage=stage, depth=stage
+                )
             )
         buffers = (f"{name}.running_mean", f"{name}.running_var")
         modules.append(ModuleFact(name, "BatchNorm2d", norm=True, statistics=True, buffers=buffers))

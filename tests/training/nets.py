@@ -78,19 +78,17 @@ def backbone(model: nn.Module) -> Backbone:
     return Backbone(
         model=model,
         table=_table(model),
-        head="head",
+        heads=("head",),
         origin="test",
         weights_sha256=None,
         license=None,
-        config={"source": "test", "name": "net"},
+        config={"architecture": "net"},
     )
 
 
 def _table(model: nn.Module) -> ParamTable:
     depths = {name: _depth(name) for name, _ in model.named_parameters()}
-    return ParamTable(
-        param_facts(model, ["head"], depths, depths), module_facts(model), Preprocessing(SIZE)
-    )
+    return ParamTable(param_facts(model, ["head"], depths, depths), module_facts(model), Preprocessing(SIZE))
 
 
 def _depth(name: str) -> int:

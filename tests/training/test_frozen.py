@@ -12,7 +12,11 @@ from tlrecipe.training.interpreter import train
 
 from training.nets import backbone, net, phase, plan_for, source, state
 
-NETS = {"batch-norm": {}, "group-norm": {"norm": "group"}, "dropout-and-depth": {"dropout": 0.3, "drop_path": 0.3}}
+NETS = {
+    "batch-norm": {},
+    "group-norm": {"norm": "group"},
+    "dropout-and-depth": {"dropout": 0.3, "drop_path": 0.3},
+}
 
 
 @pytest.mark.parametrize("features", ["off", "store", "recompute"])

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import OptimizerSpec, ScheduleSpec
-from tlrecipe.training.interpreter import Checkpoint, Stopped, train
+from tlrecipe.training.engine import Stopped
+from tlrecipe.training.interpreter import Checkpoint, train
 from tlrecipe.training.optimizers import OPTIMIZERS
 
 from training.nets import Recorder, backbone, net, phase, plan_for, source, state
@@ -31,7 +32,9 @@ def test_every_optimizer_of_the_grammar_has_a_row_and_every_row_a_class() -> Non
 
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)
 def test_each_optimizer_learns_and_keeps_decay_from_norms(name: str) -> None:
-    _, told, _ = trained(optimizer={"name": name, "weight_decay": 0.01}, phase=[phase(freeze=[], epochs=6, lr=0.01)])
+    _, told, _ = trained(
+        optimizer={"name": name, "weight_decay": 0.01}, phase=[phase(freeze=[], epochs=6, lr=0.01)]
+    )
     losses = [epoch["train"]["loss"] for epoch in told.of("epoch")]
     assert losses[-1] < losses[0]
 
@@ -90,7 +93,10 @@ def test_start_from_best_starts_the_next_phase_there() -> None:
         plan,
         backbone(model),
         source,
-        emit=lambda kind, /, **f: (emit(kind, **f), weights.append(state(model)) if kind == "epoch" else None)[0],
+        emit=lambda kind, /, **f: (
+            emit(kind, **f),
+            weights.append(state(model)) if kind == "epoch" else None,
+        )[0],
     )
     best = weights[result.phases[0].best["epoch"] - 1]
     assert all(torch.equal(starts[1][n], v) for n, v in best.items())
@@ -137,9 +143,19 @@ def test_the_global_random_state_is_left_alone() -> None:
 
 EVERYTHING = [
     phase(augment={"hflip": True, "crop": 2}, schedule={"name": "cosine", "warmup": 2}),
-    phase(name="two", freeze=["stem", "blocks.0"], lr=0.01, accumulate=2, ema=0.9, clip_norm=1.0, epochs=3,
-          optimizer={"name": "adamw", "weight_decay": 0.1}, augment={"hflip": True}, layer_decay=0.8,
-          stop={"metric": "loss", "patience": 1}),
+    phase(
+        name="two",
+        freeze=["stem", "blocks.0"],
+        lr=0.01,
+        accumulate=2,
+        ema=0.9,
+        clip_norm=1.0,
+        epochs=3,
+        optimizer={"name": "adamw", "weight_decay": 0.1},
+        augment={"hflip": True},
+        layer_decay=0.8,
+        stop={"metric": "loss", "patience": 1},
+    ),
     phase(name="three", freeze=["stem"], lr=0.01, start_from="best", label_smoothing=0.1),
 ]
 
@@ -185,7 +201,9 @@ def test_a_run_stopped_after_any_step_and_resumed_is_the_run_that_was_never_stop
         assert all(torch.equal(model.state_dict()[n], v) for n, v in weights.items()), stop_at
 
 
-@pytest.mark.parametrize("part", ["model/stem.weight", "optimizer/head.weight/exp_avg", "average/head.bias", "best/head.bias"])
+@pytest.mark.parametrize(
+    "part", ["model/stem.weight", "optimizer/head.weight/exp_avg", "average/head.bias", "best/head.bias"]
+)
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(part: str) -> None:
     saved: list[Checkpoint] = []
     asked = [0]
@@ -201,5 +219,10 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(part: str) -> None:
     tensors = {n: t for n, t in saved[-1].tensors.items() if n != part}
     assert len(tensors) < len(saved[-1].tensors)
     with pytest.raises(TlrecipeError) as caught:
-        train(plan, backbone(net(dropout=0.2, drop_path=0.2)), source, resume=Checkpoint(tensors, saved[-1].values))
+        train(
+            plan,
+            backbone(net(dropout=0.2, drop_path=0.2)),
+            source,
+            resume=Checkpoint(tensors, saved[-1].values),
+        )
     assert caught.value.diagnostics[0].code == "TLR602"

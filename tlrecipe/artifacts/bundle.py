@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from tlrecipe import files
 from tlrecipe.artifacts import tensors
+from tlrecipe.artifacts.environment import version
 from tlrecipe.artifacts.predictions import Prediction
 from tlrecipe.data.pixels import decode_files
 from tlrecipe.data.preprocess import BadImage, normalise
@@ -96,8 +97,8 @@ class Bundle(_Record):
     """Class names in the order of the network's outputs."""
     preprocessing: PreprocessingRecord
     backbone: BackboneRecord
-    head: Text
-    """Dotted name of the layer that gives the class scores."""
+    heads: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Dotted names of the layers that give the class scores."""
     averaged: bool
     """Whether the weights are an exponential moving average."""
     precision: Literal["fp32", "bf16"]
@@ -144,11 +145,11 @@ def write_bundle(
             json.dumps(
                 {
                     "format": 1,
-                    "tlrecipe": _own_version(),
+                    "tlrecipe": version("tlrecipe") or "unknown",
                     "classes": list(classes),
                     "preprocessing": preprocessing.as_dict(),
                     "backbone": backbone.config["tlrecipe"],
-                    "head": backbone.head,
+                    "heads": list(backbone.heads),
                     "averaged": averaged,
                     "precision": precision,
                     "metrics": metrics,
@@ -170,13 +171,6 @@ def write_bundle(
         files.write_atomic(inside / CONFIG, _hub_config(backbone, bundle).encode())
         files.write_atomic(inside / CARD, _card(bundle).encode())
     return bundle
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("tlrecipe")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _with_absolute_path(data: DataSpec) -> dict[str, Any]:
@@ -268,8 +262,8 @@ class Model:
             model = rebuild({"tlrecipe": bundle.backbone.model_dump()}, len(bundle.classes))
         except TlrecipeError as error:
             raise _bad(folder / BUNDLE, f"names no network: {error.diagnostics[0].message}") from error
-        if bundle.head not in dict(model.named_modules()):
-            raise _bad(folder / BUNDLE, f"names a head that the network has not: `{bundle.head}`")
+        if strange := set(bundle.heads) - dict(model.named_modules()).keys():
+            raise _bad(folder / BUNDLE, f"names a head that the network has not: `{min(strange)}`")
         _check_state(folder / WEIGHTS, state, model, bundle)
         model.load_state_dict(state, strict=True)
         return cls(bundle, model.eval().to(torch.device(device)))
@@ -279,7 +273,7 @@ class Model:
         """The network as it was evaluated: in the recorded precision, where this processor has it."""
         device = next(self.model.parameters()).device
         precision = self.bundle.precision if native_bf16(device.type) else "fp32"
-        return Inference(self.model, self.bundle.head, self.preprocessing.size, precision=precision)
+        return Inference(self.model, self.bundle.heads, self.preprocessing.size, precision=precision)
 
     def predict(self, paths: Iterable[Path], top: int = 1, batch_size: int = 32) -> Iterator[Prediction]:
         """One prediction per file, in the order given; a file that cannot be used has its error instead.

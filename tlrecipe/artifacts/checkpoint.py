@@ -9,35 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from tlrecipe import files
+from tlrecipe.artifacts.tensors import file_size, pieces
 from tlrecipe.language.diagnostics import TlrecipeError
 
 _FORMAT = 1
 _NAME = re.compile(r"^(\d{8})-([0-9a-f]{64})\.safetensors$")
 # Two verified files stay, so that one damaged by the disk is not the only one.
 _KEPT = 2
-_TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 @dataclass(frozen=True)
@@ -59,20 +47,14 @@ def save(
     The tensors are written one after another, without a second copy of them all. Older files go only
     after the new one is flushed to the disk. Raises TLR901 with the older files untouched.
     """
-    header = _header(tensors, {"format": _FORMAT, "values": values, "run": run})
-    digest = hashlib.sha256(header)
-    size = len(header)
-    for data in _pieces(tensors):
-        digest.update(data)
-        size += len(data)
+    about = {"tlrecipe": json.dumps({"format": _FORMAT, "values": values, "run": run}, allow_nan=False)}
+    digest = hashlib.sha256()
+    for piece in pieces(tensors, about):
+        digest.update(piece)
     number = max((int(match[1]) for _, match in _named(folder)), default=0) + 1
     path = folder / f"{number:08d}-{digest.hexdigest()}.safetensors"
 
-    def chunks() -> Iterator[files.Buffer]:
-        yield header
-        yield from _pieces(tensors)
-
-    files.write_atomic(path, chunks(), size=size)
+    files.write_atomic(path, pieces(tensors, about), size=file_size(tensors, about))
     for old, _ in sorted(_named(folder), key=lambda item: item[1][1], reverse=True)[_KEPT:]:
         files.remove(old)
     for leftover in files.leftovers(folder):
@@ -80,13 +62,15 @@ def save(
     return path
 
 
-def newest(folder: Path) -> tuple[Saved, list[str]]:
+def newest(folder: Path) -> tuple[Saved | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence about each damaged one that was passed over.
 
+    None where no checkpoint was ever written.
+
     Raises:
-        TlrecipeError: TLR602 where there is none, or none that verifies: never a fresh start.
+        TlrecipeError: TLR602 where there are some and none verifies: never a fresh start.
     """
-    damaged = []
+    damaged: list[str] = []
     for path, match in sorted(_named(folder), key=lambda item: item[1][1], reverse=True):
         try:
             return _read(path, match[2]), damaged
@@ -98,11 +82,7 @@ def newest(folder: Path) -> tuple[Saved, list[str]]:
             f"all {len(damaged)} checkpoints in `{folder}` are damaged: {damaged[0]}",
             help="start the recipe again in a new run directory",
         )
-    raise TlrecipeError.of(
-        "TLR602",
-        f"there is no checkpoint in `{folder}`: the run stopped before its first",
-        help="start the recipe again with `tlrecipe run`",
-    )
+    return None, []
 
 
 def _read(path: Path, digest: str) -> Saved:
@@ -125,26 +105,3 @@ def _read(path: Path, digest: str) -> Saved:
 def _named(folder: Path) -> list[tuple[Path, re.Match[str]]]:
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     return [(path, match) for path in entries if (match := _NAME.match(path.name))]
-
-
-def _header(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"tlrecipe": json.dumps(about, allow_nan=False)}}
-    position = 0
-    for name, tensor in tensors.items():
-        end = position + tensor.numel() * tensor.element_size()
-        entries[name] = {
-            "dtype": _TYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    for tensor in tensors.values():
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        if flat.numel():
-            yield memoryview(flat.view(torch.uint8).numpy())

@@ -7,20 +7,23 @@ import platform
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from tlrecipe.models.fast import native_bf16
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("tlrecipe", "torch", "torchvision", "timm", "torchmetrics", "safetensors", "pillow", "numpy")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and the machine, as plain data for ``environment.json`` and ``tlrecipe doctor``."""
+    import torch
+
+    from tlrecipe.models.fast import native_bf16
+
     facts: dict[str, Any] = {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -34,7 +37,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The installed version of a distribution; None if there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -59,7 +59,7 @@ class RunDirectory:
         if path is None:
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
             path = runs / recipe / f"{stamp}-{secrets.token_hex(2)}"
-        _refuse_used(path)
+        refuse_used(path)
         files.make_folder(path)
         run = cls(path)
         try:
@@ -84,6 +84,22 @@ class RunDirectory:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False)
         files.append_line(self.path / "metrics.jsonl", line)
 
+    def cut_metrics(self, rows: int) -> None:
+        """Keep the first ``rows`` rows of ``metrics.jsonl``: those that a checkpoint counts. What was
+        written after it is written again, and kept aside in ``metrics.cut.jsonl``.
+
+        Raises TLR601 where rows are missing, and TLR901.
+        """
+        path = self.path / "metrics.jsonl"
+        lines = files.read(path, code="TLR601").splitlines(keepends=True) if path.exists() else []
+        if len(lines) < rows:
+            raise TlrecipeError.of(
+                "TLR601", f"`{path}` has {len(lines)} rows, but the checkpoint was saved after {rows}"
+            )
+        if len(lines) > rows:
+            files.write_atomic(self.path / "metrics.cut.jsonl", b"".join(lines[rows:]))
+            files.write_atomic(path, b"".join(lines[:rows]))
+
     def log(self, event: str, **fields: Any) -> None:
         """Add an event to ``log.jsonl``. Raises TLR901."""
         self._log.info(event, **fields)
@@ -101,7 +117,8 @@ class RunDirectory:
         self.close()
 
 
-def _refuse_used(path: Path) -> None:
+def refuse_used(path: Path) -> None:
+    """Raise TLR601 where ``path`` holds anything, with the process that works in it, if one does."""
     try:
         used = any(path.iterdir())
     except FileNotFoundError:

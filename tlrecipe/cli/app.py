@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,12 @@ _DEVICE: Decorator = click.option(
 
 def _print_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
+        from tlrecipe.artifacts.environment import version
+
         # The packages' metadata: importing torch to ask it takes seconds.
-        versions = [f"{name} {_version(name)}" for name in ("tlrecipe", "torch", "torchvision", "timm")]
-        click.echo(", ".join(versions))
+        names = ("tlrecipe", "torch", "torchvision", "timm")
+        click.echo(", ".join(f"{name} {version(name) or '(not installed)'}" for name in names))
         context.exit()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,6 +66,20 @@ def run(recipe: Path, overrides: tuple[str, ...], **options: Any) -> None:
     from tlrecipe.cli.run import run
 
     run(recipe, overrides, **options)
+
+
+@cli.command()
+@click.argument("run_dir", type=_FILE)
+@_DEVICE
+@click.option("--strict", is_flag=True, help="Refuse where the result may differ in its last bits.")
+@click.option("--plain", is_flag=True, help="Lines instead of progress bars.")
+@_JSON
+@reports
+def resume(run_dir: Path, **options: Any) -> None:
+    """Go on where a run stopped, to the same result."""
+    from tlrecipe.cli.resume import resume
+
+    resume(run_dir, **options)
 
 
 @cli.command()
@@ -135,7 +143,9 @@ def evaluate(model: Path, data: Path | None, device: str, as_json: bool) -> None
 @click.argument("images", nargs=-1, required=True, type=_FILE, metavar="PATH...")
 @click.option("-o", "--output", "out", type=_FILE, help="CSV, or JSON lines if it ends in .jsonl.")
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes per image.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time."
+)
 @click.option("--keep-going", is_flag=True, help="Exit with 0 although files could not be used.")
 @_DEVICE
 @reports
@@ -161,18 +171,18 @@ def list_names(kind: str, filter: str) -> None:
     print_list(kind, filter)
 
 
-@cli.command()
+@cli.command("schema")
 @click.option("-o", "--output", "out", type=_FILE, help="Write to a file.")
 @reports
-def schema(out: Path | None) -> None:
+def print_schema(out: Path | None) -> None:
     """Print the JSON Schema of recipes, for editors."""
     from tlrecipe import files
-    from tlrecipe.cli.catalog import schema_text
+    from tlrecipe.language.schema import schema
 
     if out is None:
-        click.echo(schema_text(), nl=False)
+        click.echo(schema(), nl=False)
     else:
-        files.write_atomic(out, schema_text().encode())
+        files.write_atomic(out, schema().encode())
 
 
 @cli.group()

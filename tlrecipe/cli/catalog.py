@@ -1,8 +1,7 @@
-"""`tlrecipe list` and `tlrecipe schema`: what may stand in a recipe."""
+"""`tlrecipe list`: what a recipe may name."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import get_args
 
@@ -10,7 +9,6 @@ from pydantic import BaseModel
 
 from tlrecipe.cli import console
 from tlrecipe.language import spec
-from tlrecipe.language.grammar import schema
 
 _UNIONS = {
     "data": (spec.DataSpec, "source"),
@@ -53,8 +51,3 @@ def _tables(union: object, tag: str) -> Iterator[tuple[str, str]]:
 def _first_sentence(text: str | None) -> str:
     words = " ".join((text or "").split())
     return words.partition(". ")[0].rstrip(".")
-
-
-def schema_text() -> str:
-    """The JSON Schema of a recipe, for editors."""
-    return json.dumps(schema(), indent=2) + "\n"

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
 
 from tlrecipe.cli import console
 from tlrecipe.cli.render import printable
-from tlrecipe.language.diagnostics import CODES, Diagnostic, TlrecipeError, did_you_mean
+from tlrecipe.language.diagnostics import CODES, Diagnostic, did_you_mean
+
+if TYPE_CHECKING:
+    from tlrecipe.cli.checking import Checked
+    from tlrecipe.planning.explain import PrefixFacts
 
 _EXIT_MEANINGS = {
     2: "usage",
@@ -29,10 +37,11 @@ def is_code(text: str) -> bool:
 
 
 def explain_code(text: str, *, as_json: bool) -> None:
-    """Say what a code stands for and which exit code it has. Raises TLR001 for an unknown one."""
+    """Say what a code stands for and which exit code it has. Raises a usage error for an unknown one."""
     code = text.upper()
     if code not in CODES:
-        raise TlrecipeError.of("TLR001", f"there is no code `{code}`", help=did_you_mean(code, list(CODES)))
+        hint = did_you_mean(code, list(CODES))
+        raise click.UsageError(f"there is no code {code}" + (f": {hint}" if hint else ""))
     exit_code = Diagnostic(code, "").exit_code
     if as_json:
         console.out(json.dumps({"code": code, "title": CODES[code], "exit_code": exit_code}))
@@ -47,10 +56,37 @@ def explain_recipe(path: Path, overrides: Sequence[str], *, as_json: bool) -> No
     from tlrecipe.planning.explain import explain, explain_text
 
     checked = check(path, overrides, needs_data=False)
-    facts = explain(checked.plan, checked.table)
+    facts = explain(checked.plan, checked.table, _prefixes(checked))
     if as_json:
         console.out(json.dumps(facts, indent=2))
     else:
         text = explain_text(facts, checked.document.recipe.description)
         console.out("\n".join(printable(line) for line in text.rstrip("\n").split("\n")))
     warn(checked.warnings)
+
+
+def _prefixes(checked: Checked) -> list[PrefixFacts]:
+    """What each phase could compute once, found on a network without memory behind its weights."""
+    from tlrecipe.cli.checking import PLACEHOLDER_CLASSES
+    from tlrecipe.models.backbones import rebuild
+    from tlrecipe.models.prefix import Frozen, split
+    from tlrecipe.models.table import weights_kind
+    from tlrecipe.planning.explain import PrefixFacts
+    from tlrecipe.training import freezing
+    from tlrecipe.training.engine import views_of
+
+    recipe, plan = checked.document.recipe, checked.plan
+    said = {
+        **recipe.backbone.model_dump(include={"source", "name"}),
+        "weights": weights_kind(recipe.backbone.weights),
+        "head": recipe.head.model_dump(),
+        "size": recipe.data.size,
+    }
+    model = rebuild({"tlrecipe": said}, len(plan.classes) or PLACEHOLDER_CLASSES).to("meta")
+    prefixes = []
+    for phase in plan.phases:
+        freezing.apply(model, phase)
+        parts = split(model, Frozen(phase.trainable, phase.train_modules), phase.size)
+        floats = sum(math.prod(shape) for shape in parts.shapes)
+        prefixes.append(PrefixFacts(parts.cut, 4 * floats, parts.note, views_of(phase.augment)))
+    return prefixes

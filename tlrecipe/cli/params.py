@@ -126,7 +126,13 @@ class _Node:
     def what(self) -> str:
         if self.param is not None:
             return "×".join(map(str, self.param.shape)) or "scalar"
-        return f"{len(list(self.params))} parameters"
+        number = len(list(self.params))
+        return f"{number} parameter{'s' if number > 1 else ''}"
+
+    @property
+    def stage(self) -> str:
+        stages = sorted({param.stage for param in self.params})
+        return f"stage {stages[0]}" if len(stages) == 1 else f"stages {stages[0]}..{stages[-1]}"
 
     @property
     def group(self) -> str:
@@ -147,12 +153,14 @@ def _tree(params: Sequence[ParamFact], groups: Mapping[str, str]) -> _Node:
 
 def _print_lines(root: _Node, depth: int) -> None:
     rows = [
-        (node.name if node.param else f"{node.name}.**", node.what, f"{node.count:,}", node.group)
+        (node.name if node.param else f"{node.name}.**", node.what, f"{node.count:,}", node.stage, node.group)
         for node in _cut(root, depth)
     ]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    for name, what, count, group in rows:
-        console.out(f"{name:<{widths[0]}}  {what:<{widths[1]}}  {count:>{widths[2]}}  {group}")
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
+    for name, what, count, stage, group in rows:
+        console.out(
+            f"{name:<{widths[0]}}  {what:<{widths[1]}}  {count:>{widths[2]}}  {stage:<{widths[3]}}  {group}"
+        )
 
 
 def _cut(node: _Node, depth: int) -> Iterator[_Node]:
@@ -177,9 +185,12 @@ def _grow(tree: Tree, node: _Node, depth: int) -> None:
     from rich.text import Text
 
     for segment, child in node.children.items():
-        label = Text(segment, style="bold" if child.param is None else "")
-        label.append(f"  {child.what}", style="dim").append(f"  {child.count:,}  ")
-        label.append(child.group, style="cyan")
+        label = Text.assemble(
+            (segment, "" if child.param else "bold"),
+            (f"  {child.what}", "dim"),
+            f"  {child.count:,}  {child.stage}  ",
+            (child.group, "cyan"),
+        )
         branch = tree.add(label)
         if depth > 1:
             _grow(branch, child, depth - 1)

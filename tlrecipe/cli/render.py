@@ -59,9 +59,8 @@ def as_github(diagnostics: Iterable[Diagnostic]) -> str:
 
 def _github_command(d: Diagnostic) -> str:
     places = {"file": d.file, "line": d.line, "col": d.column, "endColumn": d.end_column, "title": d.code}
-    properties = ",".join(
-        f"{name}={_github_escape(str(value), ':,')}" for name, value in places.items() if value is not None
-    )
+    known = {name: printable(str(value)) for name, value in places.items() if value is not None}
+    properties = ",".join(f"{name}={_github_escape(value, ':,')}" for name, value in known.items())
     text = d.message if d.help is None else f"{d.message}\nhelp: {d.help}"
     shown = "\n".join(printable(line) for line in text.split("\n"))
     return f"::{d.severity} {properties}::{_github_escape(shown)}"
@@ -144,7 +143,8 @@ def _source(d: Diagnostic | Label, mark: str, style: str, width: int | None) -> 
     if d.source is None or d.line is None or d.column is None:
         return
     gutter = f"{d.line} | "
-    window = _window(d.source, d.column - 1, d.end_column, (width or _PIPE_WIDTH) - len(gutter))
+    length = max(1, (d.end_column or 0) - d.column)
+    window = _window(d.source, d.column - 1, length, (width or _PIPE_WIDTH) - len(gutter))
     yield gutter, "blue"
     yield f"{window.text}\n", ""
     yield " " * (len(gutter) - 2) + "| ", "blue"
@@ -158,18 +158,17 @@ class _Window(NamedTuple):
     marks: int
 
 
-def _window(source: str, start: int, end: int | None, room: int) -> _Window:
+def _window(source: str, start: int, length: int, room: int) -> _Window:
     """What is shown of a line: all of it, or the part around the span, in ``room`` columns."""
     cells = [_cell(char) for char in source]
     start = min(start, len(cells))
-    end = max(start + 1, min(end or start + 1, max(len(cells), start + 1)))
     left, right = 0, len(cells)
     if sum(width for _, width in cells) > room:
         left, right = _around(cells, start, room - 2)
     text = "".join(shown for shown, _ in cells[left:right])
     before, after = "…" if left else "", "…" if right < len(cells) else ""
     offset = len(before) + sum(width for _, width in cells[left:start])
-    marked = sum(width for _, width in cells[start : min(end, right)])
+    marked = sum(width for _, width in cells[start : min(start + length, right)])
     return _Window(before + text + after, offset, max(1, marked))
 
 

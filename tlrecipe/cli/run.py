@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import time
@@ -20,10 +21,12 @@ from tlrecipe.cli.machine import FEATURES
 from tlrecipe.cli.progress import Receiver, percent, progress
 from tlrecipe.cli.reporting import EXIT_STOPPED, warn
 from tlrecipe.cli.signals import stop_on_signal
+from tlrecipe.language.diagnostics import TlrecipeError
 
 if TYPE_CHECKING:
     import torch
 
+    from tlrecipe.artifacts.checkpoint import Saved
     from tlrecipe.artifacts.rundir import RunDirectory
     from tlrecipe.cli.decoding import DecodedData
     from tlrecipe.models.backbones import Backbone
@@ -49,9 +52,11 @@ def run(
     # Torch and its company, after all that can be checked without them.
     import torch
 
-    from tlrecipe.artifacts.rundir import RunDirectory
+    from tlrecipe.artifacts.rundir import RunDirectory, refuse_used
     from tlrecipe.models.backbones import build
 
+    if run_dir is not None:
+        refuse_used(run_dir)
     where = pick_device(device)
     if checked.plan.threads is not None:
         torch.set_num_threads(checked.plan.threads)
@@ -61,10 +66,25 @@ def run(
         backbone = build(recipe.backbone, recipe.head, classes, recipe.seed, recipe.data.size)
     with RunDirectory.create(recipe.name, path=run_dir) as directory:
         _write_inputs(directory, checked, where)
-        with located(checked.document), progress(plain=plain) as show:
-            result = _carry_out(checked, backbone, directory, where, show, started)
-        directory.write_json("result.json", result)
-        _report(result, directory.path, as_json=as_json)
+        carry_out(checked, backbone, directory, where, plain=plain, as_json=as_json, started=started)
+
+
+def carry_out(
+    checked: Checked,
+    backbone: Backbone,
+    directory: RunDirectory,
+    device: torch.device,
+    *,
+    plain: bool,
+    as_json: bool,
+    started: float,
+    resume: Saved | None = None,
+) -> None:
+    """Train, from the start or from a checkpoint, write what the run leaves and say how it ended."""
+    with located(checked.document), progress(plain=plain) as show:
+        result = _trained(checked, backbone, directory, device, show, started, resume)
+    directory.write_json("result.json", result)
+    _report(result, directory.path, as_json=as_json)
     if result["status"] == "stopped":
         raise Exit(EXIT_STOPPED)
 
@@ -78,24 +98,27 @@ def _write_inputs(directory: RunDirectory, checked: Checked, device: torch.devic
     directory.write_json("environment.json", environment(device))
 
 
-def _carry_out(
+def _trained(
     checked: Checked,
     backbone: Backbone,
     directory: RunDirectory,
     device: torch.device,
     show: Receiver,
     started: float,
+    resume: Saved | None,
 ) -> dict[str, Any]:
     """Decode, train, evaluate and write the bundle; gives what `result.json` says."""
     from tlrecipe.artifacts import checkpoint
     from tlrecipe.artifacts.bundle import write_bundle
     from tlrecipe.cli.decoding import DecodedData
+    from tlrecipe.training.engine import Stopped
     from tlrecipe.training.features import FeatureStore
-    from tlrecipe.training.interpreter import Checkpoint, Stopped, train
+    from tlrecipe.training.interpreter import Checkpoint, train
 
     recipe, plan, listing = checked.document.recipe, checked.plan, checked.listing
     assert listing is not None
-    recipe_sha256 = hashlib.sha256(checked.document.text.encode()).hexdigest()
+    written = files.read(directory.path / "recipe.toml", code="TLR601")
+    recipe_sha256 = hashlib.sha256(written).hexdigest()
     result = {"status": "stopped", "recipe": recipe.name, "recipe_sha256": recipe_sha256}
 
     def emit(kind: str, /, **fields: Any) -> None:
@@ -108,11 +131,14 @@ def _carry_out(
             directory.append_metrics({"phase": plan.phases[-1].name, "test": fields})
 
     def save(point: Checkpoint) -> None:
-        about = {"recipe_sha256": recipe_sha256}
-        checkpoint.save(directory.checkpoints, point.tensors, point.values, about)
+        checkpoint.save(directory.checkpoints, point.tensors, point.values, facts)
 
     data = DecodedData(listing, recipe.data.on_bad, emit)
-    _open_data(checked, data, emit)
+    digests = _open_data(checked, data, emit)
+    facts = run_facts(checked, digests)
+    if resume is not None:
+        refuse_other_run(resume.run, facts)
+    files.remove(directory.model)
     try:
         with stop_on_signal() as stop:
             done = train(
@@ -124,6 +150,7 @@ def _carry_out(
                 store=FeatureStore(files.cache_dir() / FEATURES),
                 device=device,
                 stop=stop,
+                resume=None if resume is None else Checkpoint(resume.tensors, resume.values),
             )
     except Stopped:
         return result
@@ -142,8 +169,53 @@ def _carry_out(
     return result | _outcome(done, plan.classes, seconds)
 
 
-def _open_data(checked: Checked, data: DecodedData, emit: Receiver) -> None:
-    """Decode every split before training starts, so that a bad file is not found hours later."""
+def run_facts(checked: Checked, digests: Mapping[str, str]) -> dict[str, Any]:
+    """What a checkpoint says about its run, so that another one is not taken for it."""
+    import torch
+
+    from tlrecipe.artifacts.environment import version
+
+    packages = ("tlrecipe", "torch", "torchvision", "timm", "numpy", "pillow")
+    return {
+        "recipe": checked.document.resolved(),
+        "classes": list(checked.plan.classes),
+        "pixels": dict(digests),
+        "numerics": {
+            "versions": {name: version(name) for name in packages},
+            "threads": torch.get_num_threads(),
+            "processor": torch.backends.cpu.get_cpu_capability(),
+        },
+    }
+
+
+def refuse_other_run(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Compare a checkpoint's facts with those of the run that wants to go on from it.
+
+    Raises:
+        TlrecipeError: TLR602 where the recipe, the classes or the images are not the same.
+    """
+    before, now = str(saved.get("recipe")).splitlines(), str(facts["recipe"]).splitlines()
+    if before != now:
+        changed = [line for line in difflib.ndiff(before, now) if line[:2] in ("- ", "+ ")]
+        raise TlrecipeError.of(
+            "TLR602",
+            "the recipe is not the one that the checkpoint was saved by: " + "; ".join(changed[:6]),
+            help="put it back, or run the new recipe in a new run directory",
+        )
+    for what, name in (("classes", "classes"), ("pixels", "images")):
+        if saved.get(what) != facts[what]:
+            raise TlrecipeError.of(
+                "TLR602",
+                f"the {name} of the data are not those that the checkpoint was saved with",
+                help="put the data back as it was, or run the recipe in a new run directory",
+            )
+
+
+def _open_data(checked: Checked, data: DecodedData, emit: Receiver) -> dict[str, str]:
+    """Decode every split before training starts, so that a bad file is not found hours later.
+
+    Gives the digest of each split's pixels.
+    """
     from tlrecipe.cli.decoding import left_out
     from tlrecipe.data.pixels import duplicates
 
@@ -164,6 +236,7 @@ def _open_data(checked: Checked, data: DecodedData, emit: Receiver) -> None:
                 "warning",
                 message=f"{len(pairs)} files of {split} are in train too, such as {second} and {first}",
             )
+    return {split: pixels.digest for split, pixels in decoded.items()}
 
 
 def _outcome(done: RunResult, classes: Sequence[str], seconds: Mapping[str, float]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ A glob is anchored at both ends and case-sensitive:
 ``?``                     one character that is not a dot
 ``[abc]`` ``[a-f]``       one of these characters
 ``[0-12]``                a whole number from 0 to 12, without leading zeros
-``{a,b}``                 one of these patterns; may be nested
+``{a,b}``                 as if both patterns were written out; may be nested
 ========================  =====================================================================
 
 A pattern that names a module covers all below it: ``layer4`` matches what ``layer4.**`` does.
@@ -28,6 +28,7 @@ from tlrecipe.language.diagnostics import did_you_mean
 
 MAX_LENGTH = 500
 MAX_NESTING = 8
+MAX_ALTERNATIVES = 256
 MAX_DIGITS = 6
 
 _SELECTORS = ("@head", "@backbone", "@norm", "@bias", "@stage:N")
@@ -112,25 +113,33 @@ def _parse_selector(text: str) -> Selector:
 # --------------------------------------------------------------------------- what is no glob
 
 
+_NEGATED_CLASS = re.compile(r"\[[!^]")
+_REGEX = re.compile(r"[\\^$()|+]|^\.[*+]|\.\.[*+]")
+
+
 def _refuse_other_languages(text: str) -> None:
     """Raise where ``text`` is a regular expression, a file path or a list rather than a glob."""
-    if not text:
-        raise GlobError("a pattern cannot be empty", "write `**` for all parameters")
-    if len(text) > MAX_LENGTH:
-        raise GlobError(f"a pattern of {len(text)} characters is too long (at most {MAX_LENGTH})")
-    if text != text.strip():
-        raise GlobError("a pattern cannot begin or end with a space", f"write `{text.strip()}`")
-    if re.search(r"\[[!^]", text):
-        raise GlobError(
-            f"`{text}` holds a negated class", "list exceptions under `thaw`, or name what is meant"
-        )
-    if re.search(r"[\\^$()|+]|^\.[*+]|\.\.[*+]", text):
+    if _REGEX.search(text) and not _NEGATED_CLASS.search(text) and len(text) <= MAX_LENGTH:
         glob = _glob_for_regex(text)
         raise GlobError(
             f"`{text}` looks like a regular expression; patterns are globs",
             f"write `{glob}`"
             if glob
             else "`*` stays within one segment, `**` crosses segments, `{a,b}` is either",
+        )
+    _refuse_malformed(text)
+
+
+def _refuse_malformed(text: str) -> None:
+    if not text.strip():
+        raise GlobError("a pattern cannot be empty", "write `**` for all parameters")
+    if len(text) > MAX_LENGTH:
+        raise GlobError(f"a pattern of {len(text)} characters is too long (at most {MAX_LENGTH})")
+    if text != text.strip():
+        raise GlobError("a pattern cannot begin or end with a space", f"write `{text.strip()}`")
+    if _NEGATED_CLASS.search(text):
+        raise GlobError(
+            f"`{text}` holds a negated class", "list exceptions under `thaw`, or name what is meant"
         )
     if text.startswith("!"):
         raise GlobError("a pattern cannot be negated", f"list exceptions under `thaw`: `{text[1:]}`")
@@ -187,8 +196,10 @@ def _glob_for_regex(text: str) -> str | None:
                 parts.append(token[0])
     glob = "".join(parts)
     glob = "{" + glob + "}" if alternatives else glob
+    if _REGEX.search(glob):
+        return None
     try:
-        _refuse_other_languages(glob)
+        _refuse_malformed(glob)
         _compile(glob)
     except GlobError:
         return None
@@ -272,38 +283,73 @@ class _Automaton:
 
 
 def _compile(text: str) -> _Automaton:
-    compiler = _Compiler(text)
-    compiler.automaton.end = compiler.sequence(0, segment_start=True, depth=0)
-    return compiler.automaton
+    automaton = _Automaton()
+    automaton.end = automaton.state()
+    alternatives, _ = _expand(text, 0, 0)
+    for alternative in alternatives:
+        automaton.silent(_Compiler(alternative, automaton).compile(), automaton.end)
+    return automaton
+
+
+def _expand(text: str, position: int, depth: int) -> tuple[list[str], int]:
+    """The patterns without braces that ``text`` stands for from ``position`` on: up to its end, or within
+    braces up to the one that closes them. Also the position behind that."""
+    if depth > MAX_NESTING:
+        raise GlobError(f"braces are nested more than {MAX_NESTING} deep in `{text}`")
+    closed: list[str] = []
+    current = [""]
+    opening = position
+    while position < len(text):
+        char = text[position]
+        position += 1
+        if char == "{":
+            inner, position = _expand(text, position, depth + 1)
+            current = [before + after for before in current for after in inner]
+            if len(current) + len(closed) > MAX_ALTERNATIVES:
+                raise GlobError(f"`{text}` stands for more than {MAX_ALTERNATIVES} patterns")
+        elif char == "}" and depth:
+            if position == opening + 1:
+                raise GlobError(f"`{{}}` is empty in `{text}`", "write alternatives as `{a,b}`")
+            return closed + current, position
+        elif char == "," and depth:
+            closed += current
+            current = [""]
+        elif char == ",":
+            raise GlobError(
+                f"`{text}` is more than one pattern",
+                'write a list, `["a", "b"]`, or alternatives in braces, `{a,b}`',
+            )
+        elif char == "}":
+            raise GlobError(f"`}}` without `{{` in `{text}`", "write alternatives as `{a,b}`")
+        else:
+            current = [before + char for before in current]
+    if depth:
+        raise GlobError(f"`{{` is not closed in `{text}`", "write alternatives as `{a,b}`")
+    return current, position
 
 
 class _Compiler:
-    """One pass over the text; each method consumes a construct and returns the state behind it."""
+    """One pass over a pattern without braces; each method consumes a construct and returns the state
+    behind it."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, automaton: _Automaton):
         self.text = text
         self.position = 0
-        self.automaton = _Automaton()
+        self.automaton = automaton
 
-    def sequence(self, state: int, *, segment_start: bool, depth: int) -> int:
-        """Everything up to the end, or within braces up to the next ``,`` or ``}``."""
+    def compile(self) -> int:
+        state = 0
         while self.position < len(self.text):
             char = self.text[self.position]
-            if depth and char in ",}":
-                break
             if char == "*":
-                state = self._star(state, segment_start)
+                state = self._star(state)
             elif char == "[":
                 state = self._class(state)
-            elif char == "{":
-                state = self._alternatives(state, segment_start, depth + 1)
-            elif char in "]},":
-                raise self._stray(char)
+            elif char == "]":
+                raise GlobError(f"`]` without `[` in `{self.text}`", "write a class as `[0-4]` or `[abc]`")
             else:
                 self.position += 1
-                characters = _NO_DOT if char == "?" else _Characters(frozenset(char))
-                state = self._after(state, characters)
-            segment_start = self.text[self.position - 1] == "."
+                state = self._after(state, _NO_DOT if char == "?" else _Characters(frozenset(char)))
         return state
 
     def _after(self, state: int, characters: _Characters) -> int:
@@ -311,15 +357,17 @@ class _Compiler:
         self.automaton.edge(state, characters, target)
         return target
 
-    def _star(self, state: int, segment_start: bool) -> int:
-        stars = len(self.text) - self.position - len(self.text[self.position :].lstrip("*"))
-        self.position += stars
+    def _star(self, state: int) -> int:
+        start = self.position
+        self.position += len(self.text[start:]) - len(self.text[start:].lstrip("*"))
+        stars = self.position - start
         if stars > 2:
             raise GlobError(f"`{'*' * stars}` is not a wildcard", "write `**`: it crosses segments")
         loop = self.automaton.state()
         self.automaton.silent(state, loop)
         self.automaton.edge(loop, _NO_DOT if stars == 1 else _ANY, loop)
-        if stars == 2 and segment_start and self.text.startswith(".", self.position):
+        whole_segment = start == 0 or self.text[start - 1] == "."
+        if stars == 2 and whole_segment and self.text.startswith(".", self.position):
             self.position += 1
             behind = self._after(loop, _Characters(frozenset(".")))
             self.automaton.silent(state, behind)
@@ -374,34 +422,6 @@ class _Compiler:
             for _ in zeros:
                 target = self._after(target, _digit("0", "9"))
             self.automaton.silent(target, end)
-
-    def _alternatives(self, state: int, segment_start: bool, depth: int) -> int:
-        if depth > MAX_NESTING:
-            raise GlobError(f"braces are nested more than {MAX_NESTING} deep in `{self.text}`")
-        opening = self.position
-        end = self.automaton.state()
-        while True:
-            self.position += 1
-            branch = self.automaton.state()
-            self.automaton.silent(state, branch)
-            self.automaton.silent(self.sequence(branch, segment_start=segment_start, depth=depth), end)
-            if self.position >= len(self.text):
-                raise GlobError(f"`{{` is not closed in `{self.text}`", "write alternatives as `{a,b}`")
-            if self.text[self.position] == "}":
-                break
-        self.position += 1
-        if self.position == opening + 2:
-            raise GlobError(f"`{{}}` is empty in `{self.text}`", "write alternatives as `{a,b}`")
-        return end
-
-    def _stray(self, char: str) -> GlobError:
-        if char == ",":
-            return GlobError(
-                f"`{self.text}` is more than one pattern",
-                'write a list, `["a", "b"]`, or alternatives in braces, `{a,b}`',
-            )
-        opening = {"]": "[", "}": "{"}[char]
-        return GlobError(f"`{char}` without `{opening}` in `{self.text}`")
 
 
 def _digit(first: str, last: str) -> _Characters:

@@ -67,6 +67,15 @@ def tag(shape: Shape) -> tuple[str, str] | None:
     return None
 
 
+_FRONT = ("format", "source", "name")
+
+
+def as_written(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with the keys that say which one it is in front, as people write it."""
+    front = {key: table[key] for key in _FRONT if key in table}
+    return {**front, **table}
+
+
 @dataclass(frozen=True)
 class Table:
     """One table of the grammar. Tables that a key chooses among count one by one."""
@@ -78,14 +87,18 @@ class Table:
     """Written as ``[[phase]]``."""
 
     @property
-    def title(self) -> str:
-        """How it is written, such as ``[data]`` with ``source = "folder"``, in backticks."""
+    def header(self) -> str:
+        """How it is written, in backticks."""
         name = ".".join(self.path)
         if not name:
             return "the top level"
-        header = f"`[[{name}]]`" if self.repeated else f"`[{name}]`" if len(self.path) == 1 else f"`{name}`"
+        return f"`[[{name}]]`" if self.repeated else f"`[{name}]`" if len(self.path) == 1 else f"`{name}`"
+
+    @property
+    def title(self) -> str:
+        """The header and what chooses the table: ``[data]`` with ``source = "folder"``, in backticks."""
         chosen = tag(self.shape)
-        return f"{header} with `{chosen[0]} = {inline(chosen[1])}`" if chosen else header
+        return f"{self.header} with `{chosen[0]} = {inline(chosen[1])}`" if chosen else self.header
 
 
 def tables(
@@ -227,11 +240,19 @@ def _unknown_key(path: Path, around: Shape) -> Diagnostic:
 
 def _owners(key: str, path: Path) -> str | None:
     """The tables that take ``key``, where they are few enough to be of help."""
-    owners = [table for table in tables() if key in table.shape["properties"]]
-    around = tuple(part for part in path[:-1] if isinstance(part, str))
-    beside = [table for table in owners if table.path == around]
-    titles = [table.title for table in beside or owners]
-    return _listed(titles, "and") if 0 < len(titles) <= 3 else None
+    choices: dict[tuple[str, ...], list[Table]] = {}
+    for table in tables():
+        choices.setdefault(table.path, []).append(table)
+    titles: dict[tuple[str, ...], list[str]] = {}
+    for place, choice in choices.items():
+        owners = [table for table in choice if key in table.shape["properties"]]
+        if len(owners) == len(choice):
+            titles[place] = [choice[0].header]
+        elif owners:
+            titles[place] = [table.title for table in owners]
+    beside = titles.get(tuple(part for part in path[:-1] if isinstance(part, str)))
+    said = beside or [title for place in titles.values() for title in place]
+    return _listed(said, "and") if 0 < len(said) <= 3 else None
 
 
 def _missing_key(path: Path, around: Shape) -> Diagnostic:
@@ -251,7 +272,7 @@ def _missing_key(path: Path, around: Shape) -> Diagnostic:
 
 
 def _unexpected(path: Path, options: list[Shape], value: Any, example: Any) -> Diagnostic:
-    message = f"expected {_expected(options)}, found {_found(value)}"
+    message = f"expected {expected(options)}, found {_found(value)}"
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
     help = _cure(key, options, value)
     kinds = {shape.get("type") for shape in options}
@@ -263,6 +284,8 @@ def _unexpected(path: Path, options: list[Shape], value: Any, example: Any) -> D
 
 def _cure(key: str, options: list[Shape], value: Any) -> str | None:
     """What to write instead, where that can be told from what was found."""
+    if key == "format":
+        return "this version of tlrecipe reads `format = 1`"
     kinds = {shape.get("type") for shape in options}
     rows = [shape for shape in options if "items" in shape]
     if isinstance(value, str):
@@ -351,8 +374,10 @@ def inline(value: Any) -> str:
     """A plain value as TOML on one line."""
     if isinstance(value, Mapping):
         bare = re.compile(r"[A-Za-z0-9_-]+")
-        names = (key if bare.fullmatch(key) else json.dumps(key) for key in value)
-        pairs = ", ".join(f"{key} = {inline(item)}" for key, item in zip(names, value.values(), strict=True))
+        pairs = ", ".join(
+            f"{key if bare.fullmatch(key) else json.dumps(key)} = {inline(item)}"
+            for key, item in as_written(value).items()
+        )
         return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(inline, value)) + "]"
@@ -371,7 +396,7 @@ _NAMED_PATTERNS = {
 }
 
 
-def _expected(options: Sequence[Shape]) -> str:
+def expected(options: Sequence[Shape]) -> str:
     """What may be written, in words."""
     return _listed([_expected_one(shape) for shape in _without_repeats(options)], "or")
 
@@ -396,7 +421,7 @@ def _expected_one(shape: Shape) -> str:
             return _NAMED_PATTERNS.get(shape.get("pattern", ""), _text_of_length(shape))
         case "array" if "prefixItems" in shape:
             entries = shape["prefixItems"]
-            return f"a list of {len(entries)} entries, each {_expected(shapes(entries[0]))}"
+            return f"a list of {len(entries)} entries, each {expected(shapes(entries[0]))}"
         case "array" if any(tables(shape["items"])):
             return "one or more tables" if shape.get("minItems") else "tables"
         case "array":

@@ -40,8 +40,9 @@ def schema() -> str:
         "title": "tlrecipe recipe, format 1",
         "description": "What a transfer-learning run trains, when, and at which rates.",
         "type": "object",
+        # Unknown keys are refused by the branches; linters that are strict by default want this said twice.
         "additionalProperties": True,
-        "if": {"required": ["extends"]},
+        "if": {"required": ["extends"], "additionalProperties": True},
         "then": {"$ref": "#/$defs/RecipePart"},
         "else": {"$ref": "#/$defs/Recipe"},
         "$defs": {**tables, **partial},
@@ -58,7 +59,7 @@ def _without_null(node: Any) -> Any:
     kept = {
         key: _without_null(value)
         for key, value in node.items()
-        if not (key == "title" and isinstance(value, str)) and not (key == "default" and value is None)
+        if value is not None and not (key == "title" and isinstance(value, str))
     }
     branches = [branch for branch in kept.get("anyOf", []) if branch != {"type": "null"}]
     if len(branches) == 1:

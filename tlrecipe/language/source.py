@@ -118,17 +118,15 @@ class Source:
         found = re.search(r" \(at line (\d+), column (\d+)\)$", reason)
         line, column = map(int, found.groups()) if found else self._unfinished(reason)
         reason = re.sub(r" \(at [^()]*\)$", "", reason)
-        rest = self.lines[line - 1][column - 1 :]
         for mistake in _MISTAKES:
-            here = re.match(mistake.rest, rest) if re.match(mistake.reason, reason) else None
+            if not re.match(mistake.reason, reason):
+                continue
+            start = max(1, column - mistake.behind)
+            here = re.match(mistake.rest, self.lines[line - 1][start - 1 :])
             if here:
-                self._refuse(
-                    line,
-                    column,
-                    mistake.message.format(here[0]),
-                    mistake.help and mistake.help.format(here[0]),
-                    column + max(1, len(here[0])),
-                )
+                help = mistake.help and mistake.help.format(here[0])
+                end = start + max(1, len(here[0]))
+                self._refuse(line, start, mistake.message.format(here[0]), help, end)
         self._refuse(line, column, reason[:1].lower() + reason[1:])
 
     def _unfinished(self, reason: str) -> tuple[int, int]:
@@ -170,6 +168,8 @@ class _Mistake:
     rest: str
     message: str
     help: str | None = None
+    behind: int = 0
+    """How far behind the mistake tomllib points."""
 
 
 _MISTAKES = (
@@ -224,7 +224,11 @@ _MISTAKES = (
         "end it with the quote that it began with",
     ),
     _Mistake(
-        "Unescaped", ".?", "a backslash begins no known escape", "write `\\\\`, or use single quotes: 'a\\b'"
+        "Unescaped",
+        r"\\.?",
+        "`{}` is no known escape",
+        "write `\\\\`, or use single quotes: 'a\\b'",
+        behind=2,
     ),
 )
 """Tried in order. Reasons that are not here are said in tomllib's own words."""

@@ -136,7 +136,7 @@ class HeadSpec(Table):
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, examples=[0.2])
     """Dropout probability in front of the head, where the architecture has a place for it."""
-    init: Literal["default", "zeros"] = Field(default="default", examples=["zeros"])
+    init: Literal["default", "zeros"] = Field(default="zeros", examples=["zeros"])
     """`"default"`: the library's own initialisation; `"zeros"`: weights and biases of the last layer
     start at zero, so that training starts from equal probabilities."""
 

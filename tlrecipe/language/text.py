@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
-from tlrecipe.language.grammar import check
+from tlrecipe.language.grammar import as_written, check
 from tlrecipe.language.layers import Layer, absolute_paths, apply_overrides, read_layers
 from tlrecipe.language.source import Source, read_source
 from tlrecipe.language.spec import Recipe
@@ -41,7 +41,7 @@ class Document:
 
         Keys whose default is "not set" are left out: TOML has no null.
         """
-        return tomli_w.dumps(_chooser_first(self.recipe.model_dump(mode="json", exclude_none=True)))
+        return tomli_w.dumps(_in_order(self.recipe.model_dump(mode="json", exclude_none=True)))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Document:
@@ -71,13 +71,11 @@ def _document(source: Source, path: Path, overrides: Sequence[str], file: Path |
     return Document(recipe, path, source.text, layer)
 
 
-def _chooser_first(value: Any) -> Any:
-    """Tables with the key that says which table it is in front, as people write them."""
+def _in_order(value: Any) -> Any:
     if isinstance(value, list):
-        return [_chooser_first(item) for item in value]
+        return [_in_order(item) for item in value]
     if isinstance(value, dict):
-        keys = sorted(value, key=lambda key: key not in ("source", "name"))
-        return {key: _chooser_first(value[key]) for key in keys}
+        return {key: _in_order(item) for key, item in as_written(value).items()}
     return value
 
 

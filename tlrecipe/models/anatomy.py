@@ -53,6 +53,8 @@ def _rate(module: nn.Module) -> float:
     """The probability with which ``module`` itself, not a part of it, draws in train mode."""
     if isinstance(module, _DropoutNd | StochasticDepth):
         return float(module.p)
+    if isinstance(module, nn.RReLU):
+        return float(module.lower < module.upper)
     for attribute in _RATES:
         rate = getattr(module, attribute, None)
         if isinstance(rate, float) and rate > 0:

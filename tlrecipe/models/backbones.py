@@ -118,6 +118,16 @@ def build(spec: BackboneSpec, head: HeadSpec, classes: int, seed: int, size: int
     )
 
 
+def outline(spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None = None) -> nn.Module:
+    """The network of :func:`build` without its weights: on the meta device, in eval mode.
+
+    Raises what :func:`describe` raises.
+    """
+    architecture = _resolve(spec)
+    size = _other_size(architecture, size)
+    return _empty(spec.name, lambda: architecture.construct(classes, head.dropout, size)).to("meta").eval()
+
+
 def rebuild(config: Mapping[str, Any], classes: int) -> nn.Module:
     """The network of a :attr:`Backbone.config`, in eval mode on the CPU, its weights yet to be loaded.
 

@@ -35,8 +35,7 @@ def fast_copy(network: nn.Module, sample: Tensor, precision: Precision = "fp32")
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight,
             conv.bias,
-            norm.running_mean,
-            norm.running_var,
+            *_statistics(norm),
             norm.eps,
             norm.weight,
             norm.bias,
@@ -46,11 +45,15 @@ def fast_copy(network: nn.Module, sample: Tensor, precision: Precision = "fp32")
         replace()
     if pairs and _same(_run(folded, sample), expected):
         frozen = folded
-    return frozen.to(device=sample.device, dtype=DTYPES[precision], memory_format=torch.channels_last)
+    return frozen.to(sample.device, DTYPES[precision]).to(memory_format=torch.channels_last)
+
+
+def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var
 
 
 def _copy(network: nn.Module) -> nn.Module:
-    # A graph module pickles its code on deepcopy; sharing the graph and copying the modules is enough.
     return copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
@@ -131,7 +134,7 @@ def _replacer(parent: nn.Module, name: str, replacement: nn.Module) -> Callable[
 def native_bf16(device: str) -> bool:
     """Whether the processor computes bfloat16 itself. Elsewhere it is emulated, 40 to 500 times slower."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     with suppress(AttributeError, RuntimeError):
         capabilities = torch.cpu.get_capabilities()  # type: ignore[attr-defined, unused-ignore]
         return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

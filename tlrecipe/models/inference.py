@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,18 +13,17 @@ from tlrecipe.models.prefix import Frozen, split
 
 class Inference:
     """Logits of a network in eval mode: all but the head fast (folded, channels-last, ``precision``),
-    the head in float32.
+    the heads in float32.
 
     ``precision`` is ``"fp32"``, ``"bf16"`` or ``"auto"``; what it became is in :attr:`precision`. The
     number of images in a batch does not change which numbers are computed, only their order in memory.
     """
 
-    def __init__(self, model: nn.Module, head: str, size: int, *, precision: str = "auto"):
+    def __init__(self, model: nn.Module, heads: Sequence[str], size: int, *, precision: str = "auto"):
         self.device = next(model.parameters()).device
         model.eval()
-        head_params = frozenset(
-            name for name, _ in model.named_parameters() if name.startswith(f"{head}.") or name == head
-        )
+        inside = tuple(f"{head}." for head in heads)
+        head_params = frozenset(name for name, _ in model.named_parameters() if name.startswith(inside))
         halves = split(model, Frozen(head_params, frozenset()), size)
         sample = torch.rand(4, 3, size, size, device=self.device)
         sample = sample.to(memory_format=torch.channels_last)

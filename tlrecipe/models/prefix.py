@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 # Functions of torch that draw random numbers when they are asked to train.
 _RANDOM_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout)
+
+# Float32 sums in another order differ by less than this share of the largest value.
+_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,32 @@ class Frozen:
 
 
 def mixed_modules(model: nn.Module, trainable: frozenset[str]) -> frozenset[str]:
-    """Modules that hold both trainable and frozen parameters: those that a trace has to look into."""
+    """Modules that a trace has to look into.
+
+    Those that hold both trainable and frozen parameters, and those that train but have one layer with
+    parameters among others without: heads that begin with the pooling.
+    """
+    everywhere = _all_names(model, trainable)
     trains: set[str] = set()
     stands: set[str] = set()
     for name, _ in model.named_parameters(remove_duplicate=False):
-        target = trains if name in trainable else stands
+        target = trains if name in everywhere else stands
         parts = name.split(".")[:-1]
         target.update(".".join(parts[:end]) for end in range(len(parts) + 1))
-    return frozenset(trains & stands) | {""}
+    heads = {name for name, module in model.named_modules() if name in trains and _is_head_like(module)}
+    return frozenset(trains & stands) | heads | {""}
+
+
+def _all_names(model: nn.Module, parameters: frozenset[str]) -> frozenset[str]:
+    """The names of parameters, with the further names of tied ones."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    wanted = {id(named[name]) for name in parameters}
+    return frozenset(name for name, parameter in named.items() if id(parameter) in wanted)
+
+
+def _is_head_like(module: nn.Module) -> bool:
+    holds = [any(True for _ in child.parameters()) for child in module.children()]
+    return sum(holds) == 1 and len(holds) > 1
 
 
 def split(
@@ -84,7 +107,7 @@ def split(
     """
     wanted = mixed_modules(model, frozen.trainable) | (open_modules or frozenset())
     try:
-        graph = _trace(model, wanted)
+        graph = _trace_modes(model, wanted)
         return _Cutter(model, graph, frozen, size).split(taps)
     except _NoCutError as reason:
         return _whole(model, str(reason))
@@ -92,6 +115,38 @@ def split(
         # Tracing runs the network's own Python, which may fail in any way; the plain network is always
         # right, only slower.
         return _whole(model, f"capture failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
+
+
+def disproof(model: nn.Module, parts: Split, images: Tensor) -> str | None:
+    """Why ``parts`` are not ``model`` cut in two, or None if they are for ``images`` (N, 3, S, S), N > 2.
+
+    What a trace cannot know is tried: that a second pass of the prefix gives the same features, that an
+    image's features do not depend on its place or its neighbours, and that the halves, put together,
+    give the network's own output (in eval mode).
+    """
+    if parts.prefix is None:
+        return None
+    order = torch.arange(len(images) - 1, 0, -1, device=images.device)
+    try:
+        with torch.no_grad():
+            features = parts.prefix(images)
+            if not _close(parts.prefix(images), features):
+                return "two passes differ over the same images"
+            if not _close(parts.prefix(images[order]), [feature[order] for feature in features]):
+                return "features depend on the other images of their batch"
+            with _eval_mode(model):
+                if not _close([parts.suffix(*features)], [model(images)]):
+                    return "the halves do not give the network's own output"
+    except Exception as error:
+        return f"the halves fail: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return None
+
+
+def _close(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    return all(
+        torch.allclose(got, want, rtol=0, atol=_TOLERANCE * float(want.abs().max() + 1e-6))
+        for got, want in zip(outputs, expected, strict=True)
+    )
 
 
 class _NoCutError(Exception):
@@ -140,10 +195,63 @@ def _trace(model: nn.Module, open_modules: frozenset[str]) -> fx.Graph:
             open_modules -= {tracer.failed}
 
 
-def _opaque_functions() -> tuple[Callable[..., Any], ...]:
-    from timm.layers import get_notrace_functions
+def _trace_modes(model: nn.Module, open_modules: frozenset[str]) -> fx.Graph:
+    """Trace so that the graph follows the network's mode, as the network's own Python does.
 
-    return tuple(get_notrace_functions())
+    A trace fixes what code reads from ``self.training``, such as the dropout in front of a head, and the
+    suffix would go on dropping in evaluation. Constants that differ between the modes become calls that
+    ask the network; code that takes another way in training has no trace.
+    """
+    graph = _trace(model, open_modules)
+    with _eval_mode(model):
+        still = _trace(model, open_modules)
+    if [_identity(node) for node in graph.nodes] != [_identity(node) for node in still.nodes]:
+        raise _NoCutError("the network runs other code in training than in evaluation")
+    for node, other in zip(list(graph.nodes), still.nodes, strict=True):
+        if node.target in _RANDOM_FUNCTIONS and _probability(node) == 0:
+            continue
+        values, structure = tree_flatten((node.args, node.kwargs))
+        others, _ = tree_flatten((other.args, other.kwargs))
+        for place, (here, there) in enumerate(zip(values, others, strict=True)):
+            # Nodes, also within slices, are printed by name, which is the same in both traces.
+            if repr(here) != repr(there):
+                with graph.inserting_before(node):
+                    values[place] = graph.call_function(_ByMode(model, here, there))
+        node.args, node.kwargs = tree_unflatten(values, structure)
+    return graph
+
+
+def _identity(node: fx.Node) -> tuple[Any, ...]:
+    return node.name, node.op, node.target, [item.name for item in node.all_input_nodes]
+
+
+class _ByMode:
+    """A constant of a trace that is another one in eval mode."""
+
+    __name__ = "by_mode"  # what the code of a graph calls it
+
+    def __init__(self, model: nn.Module, train: Any, still: Any):
+        self._model, self._train, self._still = model, train, still
+
+    def __call__(self) -> Any:
+        return self._train if self._model.training else self._still
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _opaque_functions() -> tuple[Callable[..., Any], ...]:
+    from timm.layers._fx import get_notrace_functions
+
+    return tuple(get_notrace_functions())  # type: ignore[no-untyped-call]
 
 
 class _Values(fx.Interpreter):
@@ -158,15 +266,23 @@ class _Values(fx.Interpreter):
         self.values[n.name] = value
         return value
 
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # A graph's lists cannot be changed, but some networks put their results into a list they are given.
+        return super().call_module(target, tuple(_plain_list(item) for item in args), kwargs)
+
+
+def _plain_list(value: Any) -> Any:
+    return [_plain_list(item) for item in value] if isinstance(value, list) else value
+
 
 class _Cutter:
     def __init__(self, model: nn.Module, graph: fx.Graph, frozen: Frozen, size: int):
         self.model = model
         self.graph = graph
         self.module = fx.GraphModule(model, graph)
-        self.frozen = frozen
         self.modules = dict(model.named_modules())
-        self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self.in_train = {self.modules[name] for name in frozen.train_modules}
+        self.trainable = _all_names(model, frozen.trainable)
         self.values = [self._run(batch, size) for batch in (2, 3)]
         self.data: set[fx.Node] = set()
         self.pure: set[fx.Node] = set()
@@ -176,15 +292,9 @@ class _Cutter:
         reference = next(self.model.parameters())
         images = torch.zeros(batch, 3, size, size, device=reference.device, dtype=reference.dtype)
         interpreter = _Values(self.module)
-        modes = {name: module.training for name, module in self.modules.items()}
         # Eval mode for the probe alone: it must not move statistics or draw random numbers.
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                interpreter.run(images)
-        finally:
-            for name, module in self.modules.items():
-                module.training = modes[name]
+        with _eval_mode(self.model), torch.no_grad():
+            interpreter.run(images)
         return interpreter.values
 
     def _classify(self) -> None:
@@ -197,25 +307,24 @@ class _Cutter:
 
     def _is_pure(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
-            return node.target not in self.frozen.trainable
+            return node.target not in self.trainable
         if node.op == "call_module":
             return self._module_is_pure(str(node.target))
         if node.op == "call_function" and node.target in _RANDOM_FUNCTIONS:
             training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-            probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-            return not training or probability == 0
+            return not training or _probability(node) == 0
+        if isinstance(node.target, _ByMode):
+            return False
         return node.op != "call_method" or node.target not in {"bernoulli_", "normal_", "uniform_"}
 
     def _module_is_pure(self, name: str) -> bool:
-        prefix = f"{name}."
         for parameter, _ in self.modules[name].named_parameters(remove_duplicate=False):
-            if prefix + parameter in self.frozen.trainable:
+            if f"{name}.{parameter}" in self.trainable:
                 return False
-        for inner, module in self.modules[name].named_modules():
-            full = f"{prefix}{inner}" if inner else name
-            if full in self.frozen.train_modules and (keeps_statistics(module) or draws_random(module)):
-                return False
-        return True
+        return not any(
+            module in self.in_train and (keeps_statistics(module) or draws_random(module))
+            for module in self.modules[name].modules()
+        )
 
     # ------------------------------------------------------------------ the cut
 
@@ -264,7 +373,7 @@ class _Cutter:
     def _kind(self, node: fx.Node) -> str:
         two, three = (values[node.name] for values in self.values)
         if isinstance(two, Tensor):
-            return "features" if (len(two), len(three)) == (2, 3) else "other"
+            return "features" if (two.shape[:1], three.shape[:1]) == ((2,), (3,)) else "other"
         if isinstance(two, int):
             return "batch" if (two, three) == (2, 3) else ("constant" if two == three else "other")
         return "other"
@@ -323,6 +432,10 @@ class _Cutter:
                     continue
             copied[node] = graph.node_copy(node, lambda item: copied[item])
         return fx.GraphModule(self.model, graph)
+
+
+def _probability(node: fx.Node) -> Any:
+    return node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
 
 
 def _closure(nodes: Iterable[fx.Node], stop: set[fx.Node] | None = None) -> set[fx.Node]:

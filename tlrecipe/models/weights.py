@@ -6,15 +6,20 @@ pickles are read by PyTorch's restricted unpickler only, and every tensor is che
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import http.client
 import importlib.util
+import json
+import pickle
+import pickletools
 import re
 import ssl
 import stat
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,9 +282,27 @@ def _parse_safetensors(path: Path) -> Any:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        state = load_file(path)
+        twice = _named_twice(path)
     except (SafetensorError, OSError, ValueError, KeyError, OverflowError) as error:
         raise _unusable(f"`{path}` is not a sound safetensors file: {error}") from None
+    if twice:
+        raise _unusable(f"`{path}` is not a sound safetensors file: {_listed(twice)} stands there twice")
+    return state
+
+
+def _named_twice(path: Path) -> list[str]:
+    """Names that the header of a safetensors file gives to two tensors: the library takes either."""
+    with path.open("rb") as stream:
+        header = stream.read(int.from_bytes(stream.read(8), "little"))
+    twice: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        counts = Counter(name for name, _ in pairs)
+        twice.extend(name for name, count in counts.items() if count > 1)
+
+    json.loads(header, object_pairs_hook=note)
+    return twice
 
 
 def _parse_pickle(path: Path) -> Any:
@@ -287,23 +310,34 @@ def _parse_pickle(path: Path) -> Any:
         # Said here and not left to the default: the environment can turn the default around.
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or torn pickle can raise anything
-        if refused := _refused_globals(path, str(error)):
+        if refused := _refused_globals(path):
             raise _unusable(
                 f"`{path}` holds code, which is not run: {', '.join(refused)}",
                 "save the state dict alone, best with safetensors.torch.save_file",
             ) from None
-        first = str(error).strip().split("\n", 1)[0]
-        raise _unusable(
-            f"`{path}` is not a sound PyTorch weights file: {first or type(error).__name__}"
-        ) from None
+        # What PyTorch says of a pickle that it refuses is advice to load it without protection.
+        known = not isinstance(error, pickle.UnpicklingError) and str(error).strip()
+        reason = known.split("\n", 1)[0] if known else "no pickled state dict"
+        raise _unusable(f"`{path}` is not a sound PyTorch weights file: {reason}") from None
 
 
-def _refused_globals(path: Path, message: str) -> list[str]:
-    """The names that a pickle wanted to import, without importing them."""
+def _refused_globals(path: Path) -> list[str]:
+    """The names that a pickle wants to import beyond those of plain tensors, read without importing."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # not a zip of torch.save, or torn: what the unpickler said has to do
-        return sorted(set(re.findall(r"GLOBAL `?([\w.]+)", message)))
+    except Exception:  # torn, or older than the zip format: pickles one after the other
+        pass
+    names: set[str] = set()
+    texts: list[str] = []
+    with contextlib.suppress(Exception), path.open("rb") as stream:
+        for operation, argument, _ in pickletools.genops(stream):
+            if operation.name in ("GLOBAL", "INST"):
+                names.add(str(argument).replace(" ", "."))
+            elif operation.name == "STACK_GLOBAL":
+                names.add(".".join(texts[-2:]))
+            elif isinstance(argument, str):
+                texts.append(argument)
+    return sorted(name for name in names if not name.startswith(("torch.", "collections.OrderedDict")))
 
 
 def _unwrapped(content: Any, path: Path) -> StateDict:

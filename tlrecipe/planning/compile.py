@@ -84,7 +84,7 @@ class _Compiler:
                 "TLR127",
                 'final_weights = "best" needs a validation split',
                 ("final_weights",),
-                "set [data] val = 0.1, or final_weights = \"last\"",
+                'set [data] val = 0.1, or final_weights = "last"',
             )
         self._check_size(("data", "size"), recipe.data.size)
         resolved = [phase for phase in phases if phase is not None]
@@ -129,9 +129,7 @@ class _Compiler:
 
     # ------------------------------------------------------------------ groups
 
-    def _partition(
-        self, groups: Sequence[GroupSpec]
-    ) -> tuple[dict[str, str] | None, tuple[Match, ...]]:
+    def _partition(self, groups: Sequence[GroupSpec]) -> tuple[dict[str, str] | None, tuple[Match, ...]]:
         """Parameter → group, first match wins; None where an error makes it meaningless."""
         owner: dict[str, str] = {}
         claims: dict[str, tuple[str, str]] = {}
@@ -177,9 +175,7 @@ class _Compiler:
             listed = " and ".join(f"`{name}`" for name in takers)
             message = f"all that `{pattern}` matches is already taken by {listed}"
             help_text = "the first match wins: move this group up, or remove the pattern"
-        labels = [
-            Label(("group", index[name], "name"), "taken here") for name in takers if name != group
-        ]
+        labels = [Label(("group", index[name], "name"), "taken here") for name in takers if name != group]
         self.error("TLR105", message, path, help_text, labels)
 
     def _claim(
@@ -347,7 +343,9 @@ class _Compiler:
             steps_per_epoch=per_epoch,
             batch_size=batch,
             size=size,
-            groups=self._groups(trainable, partition, rates, phase.layer_decay, optimizer.weight_decay, no_decay),
+            groups=self._groups(
+                trainable, partition, rates, phase.layer_decay, optimizer.weight_decay, no_decay
+            ),
             trainable=freeze.trainable,
             frozen=self.all - freeze.trainable,
             train_modules=modes,

@@ -87,9 +87,7 @@ def explain(plan: Plan, table: ParamTable, prefixes: Sequence[PrefixFacts] = ())
     }
 
 
-def _group(
-    phase: PhasePlan, name: str, names: Sequence[str], sizes: Mapping[str, int]
-) -> dict[str, Any]:
+def _group(phase: PhasePlan, name: str, names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, Any]:
     members = [(index, group) for index, group in enumerate(phase.groups) if group.name == name]
     trains = [param for _, group in members for param in group.params]
     curve = [phase.rates(step) for step in _landmarks(phase)]
@@ -133,7 +131,9 @@ def explain_text(facts: Mapping[str, Any], title: str = "") -> str:
     images = facts["images"]
     lines = [f"{facts['name']}{f' · {title}' if title else ''}"]
     if images:
-        counts = ", ".join(f"{images[split]:,} {split}" for split in ("train", "val", "test") if images.get(split))
+        counts = ", ".join(
+            f"{images[split]:,} {split}" for split in ("train", "val", "test") if images.get(split)
+        )
         lines.append(f"{len(facts['classes'])} classes; images: {counts}")
     groups = ", ".join(f"{name} {_count(size)}" for name, size in facts["groups"].items())
     lines.append(f"{_count(facts['parameters'])} parameters: {groups}")
@@ -175,7 +175,11 @@ def _phase_lines(phase: Mapping[str, Any], number: int, count: int) -> list[str]
         lines.append("  augment: " + ", ".join(f"{key} = {_toml(v)}" for key, v in phase["augment"].items()))
     for match in phase["patterns"]:
         span = match["first"] if match["taken"] == 1 else f"{match['first']} … {match['last']}"
-        of = f"{match['taken']}" if match["taken"] == match["matched"] else f"{match['taken']} of {match['matched']}"
+        of = (
+            f"{match['taken']}"
+            if match["taken"] == match["matched"]
+            else f"{match['taken']} of {match['matched']}"
+        )
         lines.append(f"  {match['key']} `{match['pattern']}`: {of}, {span}")
     once = phase["computed_once"]
     if once is not None:

@@ -41,7 +41,10 @@ class Matcher:
             if parsed.kind == "stage":
                 last = max(param.stage for param in self._table)
                 return Diagnostic(
-                    "TLR104", message, path, f"this backbone has the stages 0 to {last}; see `tlrecipe params`"
+                    "TLR104",
+                    message,
+                    path,
+                    f"this backbone has the stages 0 to {last}; see `tlrecipe params`",
                 )
             return Diagnostic("TLR104", message, path, f"this backbone has no {parsed.kind} parameters")
         hint = did_you_mean(pattern.removesuffix(".**").removesuffix(".*"), _places(self._table))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any, Literal, Protocol
@@ -47,6 +47,10 @@ class Emit(Protocol):
     def __call__(self, kind: str, /, **fields: Any) -> None: ...
 
 
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """The run was asked to stop; its last checkpoint is saved."""
+
+
 class PixelSource(Protocol):
     """Gives the decoded images of a split (``train``, ``val``, ``test``), or None if there are none."""
 
@@ -80,7 +84,8 @@ class Choice:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Choice:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 def views_of(augment: Augment) -> int | None:
@@ -121,9 +126,7 @@ def survey(
     return splits, choices
 
 
-def _choose(
-    plan: Plan, phase: PhasePlan, parts: Split, store: FeatureStore, device: torch.device
-) -> Choice:
+def _choose(plan: Plan, phase: PhasePlan, parts: Split, store: FeatureStore, device: torch.device) -> Choice:
     sample = torch.rand(16, 3, phase.size, phase.size, device=device)
     sample = sample.to(memory_format=torch.channels_last)
     if plan.features == "off":
@@ -178,7 +181,8 @@ def _step_seconds(suffix: nn.Module, features: tuple[Tensor, ...], classes: int)
         for _ in range(2):
             synchronize(features[0].device)
             start = time.perf_counter()
-            nn.functional.cross_entropy(suffix(*(part.clone() for part in features)), labels).backward()
+            loss = nn.functional.cross_entropy(suffix(*(part.clone() for part in features)), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
             synchronize(features[0].device)
             best = min(best, time.perf_counter() - start)
     with torch.no_grad():
@@ -250,8 +254,10 @@ class Engine:
         device: torch.device,
         identity: str,
         emit: Emit,
+        stop: Callable[[], bool],
     ):
         self.plan, self.phase, self.device, self.store, self.emit = plan, phase, device, store, emit
+        self._stop = stop
         self.choice = choices[phase.index]
         self.preprocessing = preprocessing_of(plan, phase)
         self._source = pixels
@@ -344,13 +350,20 @@ class Engine:
         targets = [tensor for entry in entries for tensor in entry.tensors]
         try:
             for start in range(0, count, self.choice.chunk):
+                if self._stop():
+                    raise Stopped
                 ids = np.arange(start, min(count, start + self.choice.chunk))
                 outputs = self._through(fast, self._view(name, pixels, ids, view))
                 for target, output in zip(targets, outputs, strict=True):
                     target[start : start + len(ids)].copy_(_to_stored(output))
                 self.computed += len(ids)
                 self.emit(
-                    "features", phase=self.phase.name, split=name, view=view, done=int(ids[-1]) + 1, total=count
+                    "features",
+                    phase=self.phase.name,
+                    split=name,
+                    view=view,
+                    done=int(ids[-1]) + 1,
+                    total=count,
                 )
             for entry, parts in zip(entries, wanted.values(), strict=True):
                 about = {"split": name, "images": count, "cut": list(parts.cut), "backbone": self._identity}
@@ -414,7 +427,9 @@ class Engine:
             parts = tuple(tensor.index_select(0, rows) for tensor in self._features[name, 0])
         else:
             which = torch.from_numpy(self._which_view(ids, epoch))
-            parts = tuple(torch.empty((len(ids), *t.shape[1:]), dtype=t.dtype) for t in self._features[name, 0])
+            parts = tuple(
+                torch.empty((len(ids), *t.shape[1:]), dtype=t.dtype) for t in self._features[name, 0]
+            )
             for view in range(views):
                 places = (which == view).nonzero().squeeze(1)
                 for part, tensor in zip(parts, self._features[name, view], strict=True):
@@ -425,7 +440,7 @@ class Engine:
         stream = self._stream(epoch)
         if self.phase.augment.views is None:
             return flip_mask(stream, ids).astype(np.int64)
-        return (uniforms(stream, ids) * self.choice.views).astype(np.int64)
+        return (uniforms(stream, ids) * self.phase.augment.views).astype(np.int64)
 
     def _stream(self, epoch: int) -> int:
         return key(self.plan.seed, self.phase.name, epoch, "augment")
@@ -474,5 +489,3 @@ def _to_stored(features: Tensor) -> Tensor:
 
 def _from_stored(features: Tensor) -> Tensor:
     return features.permute(0, 3, 1, 2) if features.ndim == 4 else features
-
-

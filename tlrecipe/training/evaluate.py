@@ -33,9 +33,7 @@ class Evaluation:
         return {"loss": self.loss, "accuracy": self.accuracy}
 
 
-def evaluate(
-    logits_of: Callable[[np.ndarray], Tensor], labels: Tensor, batch_size: int
-) -> Evaluation:
+def evaluate(logits_of: Callable[[np.ndarray], Tensor], labels: Tensor, batch_size: int) -> Evaluation:
     """Evaluate on images ``0 … len(labels) - 1``, ``logits_of`` giving (B, classes) for their numbers."""
     parts = []
     with torch.inference_mode():
@@ -49,11 +47,20 @@ def evaluate(
 
 
 def evaluate_pixels(
-    inference: Inference, pixels: Pixels, preprocessing: Preprocessing, *, batch_size: int = 32
+    inference: Inference,
+    pixels: Pixels,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 32,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Evaluate as a bundle does: the same function for a run's test metrics and `tlrecipe evaluate`."""
+    """Evaluate as a bundle does: the same function for a run's test metrics and `tlrecipe evaluate`.
+
+    ``between`` is called before each batch; what it raises ends the evaluation.
+    """
 
     def logits_of(ids: np.ndarray) -> Tensor:
+        between()
         images = pixels.batch(torch.from_numpy(ids), preprocessing)
         return inference.logits(normalise(images, preprocessing))
 

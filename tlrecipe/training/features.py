@@ -131,7 +131,7 @@ class Entry:
     def _write(self, scratch: Path, place: Path, about: dict[str, Any]) -> None:
         digests = []
         for index, tensor in enumerate(self.tensors):
-            data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            data = tensor.reshape(-1).view(torch.uint8).numpy().data
             if not self.mapped:
                 with (scratch / f"{index}.bin").open("wb") as file:
                     file.write(data)
@@ -192,7 +192,7 @@ def _read(place: Path) -> tuple[Tensor, ...] | None:
             if file.stat().st_size != elements * dtype.itemsize:
                 raise ValueError("wrong size")
             flat = torch.from_file(str(file), shared=False, size=elements, dtype=dtype)
-            if _digest(memoryview(flat.view(torch.uint8).numpy())) != digest:
+            if _digest(flat.view(torch.uint8).numpy().data) != digest:
                 raise ValueError("wrong digest")
             tensors.append(flat.view(shape))
         os.utime(place / "meta.json", (time.time(), time.time()))

@@ -39,13 +39,15 @@ def check(model: nn.Module, phase: PhasePlan) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad != (name in phase.trainable):
             raise TlrecipeError.of(
-                "TLR702", f"`{name}` is {'trainable' if parameter.requires_grad else 'frozen'},"
+                "TLR702",
+                f"`{name}` is {'trainable' if parameter.requires_grad else 'frozen'},"
                 f" which phase `{phase.name}` does not say",
             )
     for name, module in model.named_modules():
         if module.training != (name in phase.train_modules):
             raise TlrecipeError.of(
-                "TLR702", f"module `{name}` is in {'train' if module.training else 'eval'} mode,"
+                "TLR702",
+                f"module `{name}` is in {'train' if module.training else 'eval'} mode,"
                 f" which phase `{phase.name}` does not say",
             )
 
@@ -53,14 +55,14 @@ def check(model: nn.Module, phase: PhasePlan) -> None:
 def frozen_tensors(model: nn.Module, phase: PhasePlan) -> dict[str, Tensor]:
     """Everything that must not move in a phase: frozen parameters, and all buffers but the running
     statistics of norm layers in train mode."""
-    still = {name: p for name, p in model.named_parameters() if name in phase.frozen}
+    still: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if name in phase.frozen}
     still |= {name: b for name, b in model.named_buffers() if name not in phase.moving_buffers}
     return still
 
 
 def moving_tensors(model: nn.Module, phase: PhasePlan) -> dict[str, Tensor]:
     """Everything that a phase may change: trainable parameters and moving statistics."""
-    moving = {name: p for name, p in model.named_parameters() if name in phase.trainable}
+    moving: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if name in phase.trainable}
     moving |= {name: b for name, b in model.named_buffers() if name in phase.moving_buffers}
     return moving
 
@@ -76,7 +78,7 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     for name, tensor in tensors:
         total.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1)
-        total.update(memoryview(values.view(torch.uint8).numpy()))
+        total.update(values.view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -26,7 +26,7 @@ from tlrecipe.models.prefix import Split
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.planning.randomness import key, permutation
 from tlrecipe.training import freezing, optimizers
-from tlrecipe.training.engine import Choice, Emit, Engine, Ids, PixelSource, survey
+from tlrecipe.training.engine import Choice, Emit, Engine, Ids, PixelSource, Stopped, survey
 from tlrecipe.training.evaluate import Evaluation, evaluate, evaluate_pixels
 from tlrecipe.training.features import FeatureStore
 
@@ -40,10 +40,6 @@ class Checkpoint:
 
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
-
-
-class Stopped(Exception):
-    """The run was asked to stop; the checkpoint is saved."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +93,7 @@ class _State:
     """Spent in this phase before the last checkpoint."""
     results: list[dict[str, Any]] = field(default_factory=list)
     last_val: dict[str, float] | None = None
-    clocks: dict[str, float] = field(
-        default_factory=lambda: {"features": 0.0, "train": 0.0, "evaluate": 0.0}
-    )
+    clocks: dict[str, float] = field(default_factory=lambda: {"features": 0.0, "train": 0.0, "evaluate": 0.0})
 
 
 @dataclass
@@ -127,7 +121,7 @@ class _Run:
     ):
         self.plan, self.backbone, self.pixels = plan, backbone, pixels
         self.emit, self.save, self.store, self.device, self.stop = emit, save, store, device, stop
-        self.model = backbone.model.to(device=device, memory_format=torch.channels_last)
+        self.model = backbone.model.to(device).to(memory_format=torch.channels_last)
         self.identity = str(backbone.config.get("architecture"))
         self.state = _State()
         self.splits: list[Split] = []
@@ -144,6 +138,9 @@ class _Run:
         self.state.clocks["survey"] = time.perf_counter() - started
         if resume is not None:
             self._restore_model(resume)
+        else:
+            # The choices are timings: saved before anything rests on them, they are made once.
+            self._save(None)
         for phase in self.plan.phases[self.state.phase :]:
             self._phase(phase, resume)
             resume = None
@@ -160,9 +157,9 @@ class _Run:
             found = self.pixels("test", self.plan.preprocessing)
             if found is not None:
                 inference = Inference(
-                    self.model, self.backbone.head, last.size, precision=self.plan.precision
+                    self.model, self.backbone.heads, last.size, precision=self.plan.precision
                 )
-                test = evaluate_pixels(inference, found, self.plan.preprocessing)
+                test = evaluate_pixels(inference, found, self.plan.preprocessing, between=self._stop_if_asked)
                 precision = inference.precision
                 metrics["test"] = {**test.as_dict(), "count": test.count, "precision": precision}
                 self._record("test", **metrics["test"])
@@ -188,16 +185,31 @@ class _Run:
         before = freezing.digests(freezing.frozen_tensors(model, phase))
         with self._clock("features"):
             engine = Engine(
-                self.plan, phase, model, self.splits, self.choices, self.pixels, self.store,
-                self.device, self.identity, self.emit,
+                self.plan,
+                phase,
+                model,
+                self.splits,
+                self.choices,
+                self.pixels,
+                self.store,
+                self.device,
+                self.identity,
+                self.emit,
+                self.stop,
             )
         live = self._live(phase, resume)
         train = self.pixels("train", engine.preprocessing)
         val = self.pixels("val", engine.preprocessing)
         assert train is not None
         self.emit(
-            "phase", name=phase.name, index=phase.index, phases=len(self.plan.phases), steps=phase.steps,
-            epochs=phase.epochs, trainable=phase.trainable_count, frozen=phase.frozen_count,
+            "phase",
+            name=phase.name,
+            index=phase.index,
+            phases=len(self.plan.phases),
+            steps=phase.steps,
+            epochs=phase.epochs,
+            trainable=phase.trainable_count,
+            frozen=phase.frozen_count,
             prefix=f"{engine.choice.mode}: {engine.choice.reason}",
         )
         freezing.check(model, phase)
@@ -217,8 +229,14 @@ class _Run:
             if (now := time.perf_counter()) - told > 0.1:
                 told = now
                 self.emit(
-                    "step", phase=phase.name, step=state.step, steps=phase.steps, epoch=epoch + 1,
-                    epochs=math.ceil(phase.epochs), lr=_rates(phase, state.step - 1), loss=loss,
+                    "step",
+                    phase=phase.name,
+                    step=state.step,
+                    steps=phase.steps,
+                    epoch=epoch + 1,
+                    epochs=math.ceil(phase.epochs),
+                    lr=_rates(phase, state.step - 1),
+                    loss=loss,
                     images_per_second=epoch_images / (now - epoch_started),
                 )
             if state.step % phase.steps_per_epoch == 0 or state.step == phase.steps:
@@ -300,7 +318,9 @@ class _Run:
     ) -> TlrecipeError:
         named = [("an input of the network", tensor) for tensor in inputs]
         named += [(f"`{name}`", p) for name, p in self.model.named_parameters()]
-        named += [(f"the gradient of `{n}`", p.grad) for n, p in self.model.named_parameters() if p.grad is not None]
+        named += [
+            (f"the gradient of `{n}`", p.grad) for n, p in self.model.named_parameters() if p.grad is not None
+        ]
         first = next((name for name, tensor in named if not torch.isfinite(tensor).all()), "the loss")
         files = ", ".join(train.names[int(index)] for index in ids[:8])
         more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
@@ -330,9 +350,14 @@ class _Run:
             state.last_val = result.as_dict()
             self._remember_best(phase, live, result, epoch)
         self._record(
-            "epoch", phase=phase.name, epoch=epoch + 1, step=state.step, lr=_rates(phase, state.step - 1),
+            "epoch",
+            phase=phase.name,
+            epoch=epoch + 1,
+            step=state.step,
+            lr=_rates(phase, state.step - 1),
             train={"loss": state.loss_sum / state.seen, "accuracy": state.correct / state.seen},
-            val=None if result is None else result.as_dict(), seconds=seconds,
+            val=None if result is None else result.as_dict(),
+            seconds=seconds,
         )
         state.loss_sum, state.correct, state.seen = 0.0, 0, 0
 
@@ -528,7 +553,8 @@ def _copy_into(targets: dict[str, Tensor], values: Mapping[str, Tensor], what: s
             value = values[name]
             if value.shape != target.shape or value.dtype != target.dtype:
                 raise TlrecipeError.of(
-                    "TLR602", f"{what}: `{name}` is {tuple(value.shape)} {value.dtype},"
+                    "TLR602",
+                    f"{what}: `{name}` is {tuple(value.shape)} {value.dtype},"
                     f" expected {tuple(target.shape)} {target.dtype}",
                 )
             target.copy_(value)

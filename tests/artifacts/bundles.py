@@ -1,0 +1,45 @@
+"""Small bundles for tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tlrecipe.artifacts.bundle import write_bundle
+from tlrecipe.language.spec import BackboneSpec, FolderData, HeadSpec, PhaseSpec, Recipe
+from tlrecipe.models.backbones import Backbone, build
+
+CLASSES = ("cat, tabby", 'dog "Rex"\nII', "=2+2", "<script>alert(1)</script>")
+SIZE = 64
+
+
+def backbone(source: str, name: str) -> Backbone:
+    spec = BackboneSpec(source=source, name=name, weights="none")
+    return build(spec, HeadSpec(init="default"), len(CLASSES), seed=3, size=SIZE)
+
+
+def recipe(source: str, name: str) -> Recipe:
+    return Recipe(
+        format=1,
+        name="small",
+        description="Says *little* about `itself`.",
+        seed=3,
+        data=FolderData(source="folder", path="relative/images"),
+        backbone=BackboneSpec(source=source, name=name, weights="none"),
+        phase=(PhaseSpec(name="all", freeze=(), epochs=1, lr=0.1),),
+    )
+
+
+def write(folder: Path, network: Backbone, source: str = "timm", name: str = "test_resnet") -> Path:
+    write_bundle(
+        folder,
+        backbone=network,
+        classes=CLASSES,
+        preprocessing=replace(network.table.preprocessing, size=SIZE),
+        recipe=recipe(source, name),
+        recipe_sha256="0" * 64,
+        metrics={"test": {"accuracy": 0.5, "loss": 1.25, "count": 8, "precision": "fp32"}},
+        precision="fp32",
+        averaged=False,
+    )
+    return folder
