@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# One thread each: the workers of pytest-xdist share the cores, and threads that wait for each other on a
+# busy core are many times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 settings.register_profile(

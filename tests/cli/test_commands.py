@@ -402,12 +402,13 @@ def test_an_interrupt_ends_a_process_with_130() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_full_stdout_is_a_disk_error() -> None:
+@pytest.mark.parametrize("arguments", [["schema"], ["explain", "TLR104"]], ids=" ".join)
+def test_a_full_stdout_is_a_disk_error(arguments: list[str]) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(
-            [sys.executable, "-m", "tlrecipe", "schema"],
+            [sys.executable, "-m", "tlrecipe", *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -113,6 +113,7 @@ def test_a_range_is_the_numbers_in_it(one: int, other: int, number: int) -> None
         ("layer{3,4}", "layer4.0.bias", "layer2.0.bias"),
         ("{stem,blocks.[0-2]}", "blocks.2.x", "blocks.3.x"),
         ("bn{,1}", "bn.bias", "bn2.bias"),
+        ("layer{1,2,3}", "layer1.bias", "layer4.bias"),
         ("?n1", "bn1.bias", ".n1.bias"),
         ("größe", "größe.weight", "gro\u0308ße.weight"),
     ],

@@ -107,6 +107,8 @@ CASES: dict[str, dict[str, str]] = {
     "R07-nan": {"lr = 3e-3": "lr = nan"},
     "R07-inf": {"lr_scale = 0.1": "lr_scale = inf"},
     "R07-too-large-for-a-float": {"head = 1e-3": "head = 1e400"},
+    "R07-inf-without-upper-bound": {"steps = 800": "steps = 800\nclip_norm = inf"},
+    "R07-nan-without-upper-bound": {"patience = 3": "min_delta = nan"},
     "R07-minus-zero": {"lr = 3e-3": "lr = -0.0"},
     "R07-denormal": {"rest = 3e-4": "rest = 1e-320"},
     "R07-zero": {"lr = 3e-3": "lr = 0"},

@@ -214,6 +214,11 @@ def test_two_phases_of_one_name_in_the_child_are_not_merged(extend) -> None:
     assert found.labels[0].line == 3
 
 
+def test_names_that_are_no_text_merge_with_nothing(extend) -> None:
+    found = refused(extend, '[[phase]]\nname = ["finetune"]\nfreeze = []\nlr = 1.0')
+    assert [(one.code, place(one)) for one in found] == [("TLR102", "child.toml:3:8")]
+
+
 @pytest.mark.parametrize(
     ("child", "message", "help"),
     [
@@ -303,12 +308,13 @@ def test_contradicting_overrides_are_refused(extend) -> None:
         ),
         ("phase.finetun.epochs=3", "no `phase.finetun.epochs`", "`phase.finetune.epochs`", None),
         ("finetune.epochs=3", "no `finetune.epochs`", "`phase.finetune.epochs`", None),
-        ("phase.2.epochs=3", "no `phase.2.epochs`", "`phase.1.epochs`", None),
+        ("phase.2.epochs=3", "no `phase.2.epochs`", "did you mean `phase.", None),
         ("optimiser.name=sgd", "no `optimiser.name`", "`optimizer.name`", None),
         ("phase.extract.freeze.0=a", "no `phase.extract.freeze.0`", "`phase.extract.freeze`", None),
         ("extends=x.toml", "no `extends`", None, "extends"),
+        ("lr=3", "no `lr`", "did you mean `phase.extract.lr`?", "lr"),
         ("lr.=3", "no `lr.`", None, "lr."),
-        ("seed", "`seed` sets nothing", "`KEY=VALUE`", "seed"),
+        ("seed", "set to nothing", "`seed=VALUE`", "seed"),
         ("=3", "no ``", None, None),
         ("seed=", "set to nothing", '`""`', "seed"),
         ("phase.extract.freeze=[conv1]", "is not TOML: `conv1` is not a value", '`"conv1"`', "[conv1]"),
@@ -329,6 +335,8 @@ def test_overrides_that_cannot_be_applied(extend, override, message, help, span)
         ("phase.finetune.epochs = true", "TLR102", "true"),
         ("phase.finetune.lr={head = nan}", "TLR102", "{head = nan}"),
         ("phase.extract.lr=nan", "TLR102", "nan"),
+        ("seed=1\nname = 'y'", "TLR102", "1"),
+        ("phase.extract.augment={crops = 1}", "TLR101", "{crops = 1}"),
         ("phase.extract.freeze=@backbone", "TLR102", "@backbone"),
         ('phase.extract.freeze=["a/b"]', "TLR106", '["a/b"]'),
         ("phase.extract.schedule.warmup=0.1", "TLR103", "0.1"),

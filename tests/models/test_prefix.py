@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from tlrecipe.models.prefix import Frozen, Split, disproof, split
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tlrecipe.models.prefix import Frozen, Split, proved, split
 
 SIZE = 16
 
@@ -251,11 +252,8 @@ def test_the_cut_goes_past_pooling_that_stands_inside_the_head() -> None:
 class Growing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.up, self.head = (
-            nn.Conv2d(3, 4, 3, stride=4),
-            nn.Upsample(scale_factor=4),
-            nn.Conv2d(4, 3, 3),
-        )
+        self.body, self.up = nn.Conv2d(3, 4, 3, stride=4), nn.Upsample(scale_factor=4)
+        self.head = nn.Conv2d(4, 3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.up(self.body(x))).mean((2, 3))
@@ -299,6 +297,24 @@ def test_taps_give_the_features_of_an_earlier_cut_in_the_same_pass() -> None:
         assert torch.equal(tapped, early.prefix(images())[0])
 
 
+class InPlaceFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.relu_())  # type: ignore[no-any-return]
+
+
+def test_a_tap_is_not_changed_by_layers_that_work_in_place() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), InPlaceFirst(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 3, 1))
+    parts = cut(built(network), ["3"], taps=[("_0",)])
+    assert parts.prefix is not None
+    with torch.no_grad():
+        _, tapped = parts.prefix(images())
+        assert torch.equal(tapped, network[0](images()))
+
+
 def test_a_tap_behind_the_cut_is_refused() -> None:
     network = built(Stages())
     parts = cut(network, ["stages.1", "head"], taps=[("flatten",)])
@@ -333,7 +349,8 @@ def test_nothing_frozen_at_the_input_is_no_prefix() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_proof_holds_for_what_is_right(case: str) -> None:
     network, trains, _ = CASES[case]
-    assert disproof(built(network), cut(network, trains), images()) is None
+    parts = cut(built(network), trains)
+    assert proved(network, parts, images()) is parts
 
 
 class OfTheBatch(nn.Module):
@@ -364,8 +381,8 @@ class Remembering(nn.Module):
     ("layer", "reason"),
     [
         (OfTheBatch(), "depend on the other images"),
-        (Noisy(), "two passes differ"),
-        (Remembering(), "two passes differ"),
+        (Noisy(), "two passes give different features"),
+        (Remembering(), "two passes give different features"),
     ],
     ids=["of-the-batch", "noise", "memory"],
 )
@@ -373,9 +390,10 @@ def test_the_proof_finds_layers_that_are_not_what_they_seem(layer: nn.Module, re
     network = nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     parts = cut(built(network), ["4"])
     assert parts.prefix is not None
-    found = disproof(network, parts, images())
-    assert found is not None
-    assert reason in found
+    found = proved(network, parts, images())
+    assert found.prefix is None
+    assert found.suffix is network
+    assert reason in found.note
 
 
 def test_the_proof_finds_halves_of_another_network() -> None:
@@ -384,4 +402,4 @@ def test_the_proof_finds_halves_of_another_network() -> None:
     other = built(Stages())
     with torch.no_grad():
         other.stem.weight.mul_(2)  # type: ignore[operator]
-    assert "do not give the network's own output" in (disproof(other, parts, images()) or "")
+    assert "do not give the network's own output" in proved(other, parts, images()).note

@@ -39,7 +39,7 @@ def pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterat
     """
     yield _header(tensors, metadata)
     for name in _order(tensors):
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        flat = tensors[name].detach().cpu().reshape(-1)
         yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 

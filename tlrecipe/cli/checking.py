@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlrecipe.language.text import Document, load
-
 from tlrecipe import files
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
+from tlrecipe.language.text import Document, load
 
 if TYPE_CHECKING:
     from tlrecipe.data.listing import Listing

@@ -6,6 +6,7 @@ Each value remembers the text it was written in, so that a mistake is shown wher
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
@@ -178,53 +179,59 @@ def apply_overrides(recipe: Layer, overrides: Sequence[str]) -> tuple[Layer, lis
     """Apply ``KEY=VALUE`` texts in order. Those that cannot be applied are left out and reported (TLR006)."""
     mistakes: list[Diagnostic] = []
     for number, text in enumerate(overrides, start=1):
+        left, _, right = text.partition("=")
+        source = Source(OVERRIDES, text, FilePath.cwd(), number, {_VALUE: _override_place(left, right)})
         try:
-            recipe = _override(recipe, text, number)
+            path = _path_of_key(recipe, left.strip())
+            value = _layer(_read_value(left.strip(), right.strip()), source, _VALUE)
+            recipe = _assign(recipe, path, value)
         except TlrecipeError as error:
-            mistakes.extend(error.diagnostics)
+            mistakes += [
+                source.locate(found, _VALUE, at_key=found.at == "key") for found in error.diagnostics
+            ]
     return recipe, mistakes
 
 
-def _override(recipe: Layer, text: str, number: int) -> Layer:
-    left, equals, right = text.partition("=")
-    key, words = left.strip(), right.strip()
-    first_line = text.split("\n", 1)[0]
-    places = Place(
+_VALUE: Path = ("value",)
+"""The one path in the source of an override."""
+
+
+def _override_place(left: str, right: str) -> Place:
+    before = len(left) + 1 + len(right) - len(right.lstrip())
+    shown = len(right.strip().partition("\n")[0])
+    return Place(
         key=Spot(1, len(left) - len(left.lstrip()) + 1, len(left.rstrip()) + 1),
-        value=Spot(
-            1, len(left) + 2 + len(right) - len(right.lstrip()), max(len(first_line), len(left) + 2) + 1
-        ),
+        value=Spot(1, before + 1, before + max(1, shown) + 1),
     )
-    source = Source(OVERRIDES, text, FilePath.cwd(), number, {("value",): places})
 
-    def refuse(message: str, help: str | None, *, at_key: bool) -> TlrecipeError:
-        return TlrecipeError(
-            [source.locate(Diagnostic("TLR006", message, help=help), ("value",), at_key=at_key)]
-        )
 
-    if not equals:
-        raise refuse(
-            f"`{text}` sets nothing", "write `KEY=VALUE`, such as `phase.finetune.epochs=3`", at_key=True
-        )
+def _path_of_key(recipe: Layer, key: str) -> Path:
     settable = dict(_settable(recipe))
     table, dot, last = key.rpartition(".")
-    path = settable.get(key)
-    if path is None and last and table + dot in settable:
-        path = (*settable[table + dot], last)
-    if path is None:
-        names = [name for name in settable if not name.endswith(".")]
-        raise refuse(f"the recipe has no `{key}`", did_you_mean(key, names), at_key=True)
+    if key in settable:
+        return settable[key]
+    if last and table + dot in settable:
+        return (*settable[table + dot], last)
+    names = [name for name in settable if not re.search(r"\.$|\.[0-9]+\.", name)]
+    ending = [name for name in names if name.endswith(f".{key}")]
+    help = f"did you mean `{ending[0]}`?" if ending else did_you_mean(key, names)
+    raise TlrecipeError([Diagnostic("TLR006", f"the recipe has no `{key}`", help=help, at="key")])
+
+
+def _read_value(key: str, words: str) -> Any:
+    """``words`` as TOML. Shells take quotes away, so words that are not TOML mean their text."""
     if not words:
-        raise refuse(f"`{key}` is set to nothing", 'an empty text is written `""`', at_key=True)
+        help = f'write `{key}=VALUE`; an empty text is written `""`'
+        raise TlrecipeError([Diagnostic("TLR006", f"`{key}` is set to nothing", help=help, at="key")])
     try:
-        value = Source("", f"value = {words}", source.base).parse()
+        read = Source("", f"value = {words}", FilePath()).parse()
     except TlrecipeError as error:
-        if words[0] in "\"'[{":
-            (mistake,) = error.diagnostics
-            raise refuse(f"`{words}` is not TOML: {mistake.message}", mistake.help, at_key=False) from None
-        # Shells take quotes away, so that a lone word means its text.
-        value = {"value": words}
-    return _assign(recipe, path, _layer(value.get("value"), source, ("value",)))
+        if words[0] not in "\"'[{":
+            return words
+        (mistake,) = error.diagnostics
+        message = f"`{words}` is not TOML: {mistake.message}"
+        raise TlrecipeError([Diagnostic("TLR006", message, help=mistake.help)]) from None
+    return read["value"] if len(read) == 1 else words
 
 
 def _settable(

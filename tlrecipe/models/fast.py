@@ -78,21 +78,22 @@ def _conv_bn_pairs(
     Watching tensors instead of code works for any control flow; whether the convolution's output is
     used elsewhere too is left to the proof.
     """
-    produced: dict[int, tuple[nn.Conv2d, Tensor]] = {}
+    produced: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     calls: dict[nn.Module, int] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
     def after_conv(module: nn.Module, _: Any, output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
         calls[module] = calls.get(module, 0) + 1
-        # The tensor is kept so that no later one can get its id.
-        produced[id(output)] = (module, output)
+        # The tensor is kept so that no later one can get its id; its version tells of changes in place.
+        produced[id(output)] = (module, output, output._version)
 
     def before_norm(module: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(module, nn.BatchNorm2d)
         calls[module] = calls.get(module, 0) + 1
-        if args and id(args[0]) in produced:
-            pairs.append((produced[id(args[0])][0], module))
+        conv, output, version = produced.get(id(args[0]) if args else 0, (None, None, 0))
+        if conv is not None and output is not None and output._version == version:
+            pairs.append((conv, module))
 
     handles = []
     for module in network.modules():

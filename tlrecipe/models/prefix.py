@@ -114,32 +114,39 @@ def split(
     except Exception as error:
         # Tracing runs the network's own Python, which may fail in any way; the plain network is always
         # right, only slower.
-        return _whole(model, f"capture failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
+        return _whole(model, f"capture failed: {_in_short(error)}")
 
 
-def disproof(model: nn.Module, parts: Split, images: Tensor) -> str | None:
-    """Why ``parts`` are not ``model`` cut in two, or None if they are for ``images`` (N, 3, S, S), N > 2.
+def proved(model: nn.Module, parts: Split, images: Tensor) -> Split:
+    """``parts`` if they are ``model`` cut in two for ``images`` (N, 3, S, S), N > 2; else no split.
 
     What a trace cannot know is tried: that a second pass of the prefix gives the same features, that an
     image's features do not depend on its place or its neighbours, and that the halves, put together,
     give the network's own output (in eval mode).
     """
-    if parts.prefix is None:
-        return None
+    reason = None if parts.prefix is None else _disproof(model, parts.prefix, parts.suffix, images)
+    return parts if reason is None else _whole(model, f"the frozen part cannot be cut off: {reason}")
+
+
+def _disproof(model: nn.Module, prefix: nn.Module, suffix: nn.Module, images: Tensor) -> str | None:
     order = torch.arange(len(images) - 1, 0, -1, device=images.device)
     try:
         with torch.no_grad():
-            features = parts.prefix(images)
-            if not _close(parts.prefix(images), features):
-                return "two passes differ over the same images"
-            if not _close(parts.prefix(images[order]), [feature[order] for feature in features]):
+            features = prefix(images)
+            if not _close(prefix(images), features):
+                return "two passes give different features"
+            if not _close(prefix(images[order]), [feature[order] for feature in features]):
                 return "features depend on the other images of their batch"
             with _eval_mode(model):
-                if not _close([parts.suffix(*features)], [model(images)]):
+                if not _close([suffix(*features)], [model(images)]):
                     return "the halves do not give the network's own output"
-    except Exception as error:
-        return f"the halves fail: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    except Exception as error:  # the network's own Python, as in a trace
+        return _in_short(error)
     return None
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def _close(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
@@ -183,7 +190,7 @@ class _Tracer(fx.Tracer):
 
 def _trace(model: nn.Module, open_modules: frozenset[str]) -> fx.Graph:
     """Trace; a module whose inside cannot be traced stays opaque, which only moves the cut before it."""
-    first, *rest = inspect.signature(model.forward).parameters.values()
+    _, *rest = inspect.signature(model.forward).parameters.values()
     constants = {item.name: item.default for item in rest if item.default is not inspect.Parameter.empty}
     while True:
         tracer = _Tracer(open_modules, _opaque_functions())
@@ -402,13 +409,19 @@ class _Cutter:
     def _prefix(self, outputs: Sequence[fx.Node]) -> fx.GraphModule:
         graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
+        results: dict[fx.Node, fx.Node] = {}
         needed = _closure(outputs)
         for node in self.graph.nodes:
             if node.op == "placeholder" and node not in needed and node.users:
                 continue
             if node in needed or node.op == "placeholder":
                 copied[node] = graph.node_copy(node, lambda item: copied[item])
-        graph.output(tuple(copied[node] for node in outputs))
+            if node in outputs:
+                results[node] = copied[node]
+                if any(user in needed for user in node.users):
+                    # What reads it next may work in place.
+                    results[node] = graph.call_method("clone", (copied[node],))
+        graph.output(tuple(results[node] for node in outputs))
         return fx.GraphModule(self.model, graph)
 
     def _suffix(self, features: Sequence[fx.Node]) -> fx.GraphModule:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tlrecipe.planning.facts import ParamTable
@@ -52,17 +53,7 @@ def explain(plan: Plan, table: ParamTable, prefixes: Sequence[PrefixFacts] = ())
                 },
                 "moving_statistics_of_frozen_layers": _exempt(phase, table),
                 "augment": phase.augment.model_dump(exclude_defaults=True),
-                "patterns": [
-                    {
-                        "key": match.where,
-                        "pattern": match.pattern,
-                        "matched": match.matched,
-                        "taken": match.taken,
-                        "first": match.first,
-                        "last": match.last,
-                    }
-                    for match in phase.matches
-                ],
+                "patterns": [asdict(match) for match in phase.matches if match.where in ("freeze", "thaw")],
                 "computed_once": None
                 if facts is None
                 else {
@@ -80,6 +71,7 @@ def explain(plan: Plan, table: ParamTable, prefixes: Sequence[PrefixFacts] = ())
         "images": dict(plan.counts),
         "parameters": sum(sizes.values()),
         "groups": {name: sum(sizes[p] for p in names) for name, names in plan.group_params.items()},
+        "patterns": [asdict(m) for m in plan.phases[0].matches if m.where not in ("freeze", "thaw")],
         "tied": {param.name: list(param.aliases) for param in table if param.aliases},
         "final_weights": plan.final_weights,
         "license": table.license,
@@ -139,6 +131,7 @@ def explain_text(facts: Mapping[str, Any], title: str = "") -> str:
     lines.append(f"{_count(facts['parameters'])} parameters: {groups}")
     for name, aliases in facts["tied"].items():
         lines.append(f"tied: {name} = {', '.join(aliases)}")
+    lines += [_pattern(match) for match in facts["patterns"]]
     for number, phase in enumerate(facts["phases"], 1):
         lines += ["", *_phase_lines(phase, number, len(facts["phases"]))]
     return "\n".join(part for line in lines for part in _wrapped(line)) + "\n"
@@ -173,20 +166,19 @@ def _phase_lines(phase: Mapping[str, Any], number: int, count: int) -> list[str]
         lines.append(f"  not frozen: the statistics of {len(exempt)} norm layers whose parameters are")
     if phase["augment"]:
         lines.append("  augment: " + ", ".join(f"{key} = {_toml(v)}" for key, v in phase["augment"].items()))
-    for match in phase["patterns"]:
-        span = match["first"] if match["taken"] == 1 else f"{match['first']} … {match['last']}"
-        of = (
-            f"{match['taken']}"
-            if match["taken"] == match["matched"]
-            else f"{match['taken']} of {match['matched']}"
-        )
-        lines.append(f"  {match['key']} `{match['pattern']}`: {of}, {span}")
+    lines += [_pattern(match) for match in phase["patterns"]]
     once = phase["computed_once"]
     if once is not None:
         lines.append("  computed once: " + _once(once))
     if phase["predicted_memory_bytes"] is not None:
         lines.append(f"  predicted peak memory: {phase['predicted_memory_bytes'] / 1e6:,.0f} MB")
     return lines
+
+
+def _pattern(match: Mapping[str, Any]) -> str:
+    span = match["first"] if match["taken"] == 1 else f"{match['first']} … {match['last']}"
+    of = match["taken"] if match["taken"] == match["matched"] else f"{match['taken']} of {match['matched']}"
+    return f"  {match['where']} `{match['pattern']}`: {of}, {span}"
 
 
 def _once(once: Mapping[str, Any]) -> str:
@@ -212,11 +204,12 @@ def _count(number: int) -> str:
 def _wrapped(line: str, width: int = 80) -> list[str]:
     if len(line) <= width:
         return [line]
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    words, lines = line.split(" "), [""]
-    for word in words:
-        if lines[-1].strip() and len(lines[-1]) + len(word) + 1 > width:
-            lines.append(indent + word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word or " "
-    return lines
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(
+        line.strip(),
+        width,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

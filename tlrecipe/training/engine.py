@@ -23,7 +23,7 @@ from tlrecipe.data.pixels import Pixels
 from tlrecipe.data.preprocess import normalise
 from tlrecipe.language.spec import Augment
 from tlrecipe.models.fast import DTYPES, Precision, best_precision, fast_copy, seconds, synchronize
-from tlrecipe.models.prefix import Frozen, Split, mixed_modules, split
+from tlrecipe.models.prefix import Frozen, Split, mixed_modules, proved, split
 from tlrecipe.planning.facts import Preprocessing
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.planning.randomness import key, uniforms
@@ -118,17 +118,20 @@ def survey(
         freezing.apply(model, phase)
         frozen = Frozen(phase.trainable, phase.train_modules)
         parts = split(model, frozen, phase.size, open_modules=open_modules)
-        splits.append(parts)
         if len(known) > phase.index:
             choices.append(known[phase.index])
         else:
-            choices.append(_choose(plan, phase, parts, store, device))
+            sample = torch.rand(16, 3, phase.size, phase.size, device=device)
+            sample = sample.to(memory_format=torch.channels_last)
+            parts = proved(model, parts, sample[:3])
+            choices.append(_choose(plan, phase, parts, sample, store, device))
+        splits.append(parts)
     return splits, choices
 
 
-def _choose(plan: Plan, phase: PhasePlan, parts: Split, store: FeatureStore, device: torch.device) -> Choice:
-    sample = torch.rand(16, 3, phase.size, phase.size, device=device)
-    sample = sample.to(memory_format=torch.channels_last)
+def _choose(
+    plan: Plan, phase: PhasePlan, parts: Split, sample: Tensor, store: FeatureStore, device: torch.device
+) -> Choice:
     if plan.features == "off":
         return Choice("plain", 'compute.features = "off"', autocast=_autocast(plan, device))
     if parts.prefix is None:

@@ -1,0 +1,121 @@
+"""What is shown while a run goes on."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import sys
+from typing import Any
+
+import pytest
+
+from tlrecipe.cli import progress as module
+from tlrecipe.cli.progress import Lines, progress, rates
+
+PHASE = {
+    "name": "extract",
+    "index": 0,
+    "phases": 2,
+    "steps": 30,
+    "epochs": 2.0,
+    "trainable": 1000,
+    "frozen": 200_000,
+    "prefix": "store: 2 MB",
+}
+STEP = {
+    "phase": "extract",
+    "step": 7,
+    "steps": 30,
+    "epoch": 1,
+    "epochs": 2,
+    "lr": {"head": 0.003, "rest": 0.003},
+    "loss": 1.5,
+    "images_per_second": 123.4,
+}
+EPOCH = {
+    "phase": "extract",
+    "epoch": 1,
+    "step": 15,
+    "lr": {"head": 0.003, "rest": 0.0003},
+    "train": {"loss": 1.25, "accuracy": 0.5},
+    "val": {"loss": 1.5, "accuracy": 0.25},
+    "seconds": 2.5,
+}
+END = {"name": "extract", "seconds": 5.0, "best": {"epoch": 1, "metric": "accuracy", "value": 0.25}}
+RUN: list[tuple[str, dict[str, Any]]] = [
+    ("data", {"split": "train", "done": 20, "total": 20}),
+    ("features", {"phase": "extract", "split": "train", "view": 0, "done": 20, "total": 20}),
+    ("phase", PHASE),
+    ("step", STEP),
+    ("epoch", EPOCH),
+    ("epoch", {**EPOCH, "epoch": 2, "val": None}),
+    ("phase_end", END),
+    ("warning", {"message": "odd \x1b[31mname"}),
+    ("test", {"loss": 1.0, "accuracy": 0.75, "count": 8, "precision": "fp32"}),
+    ("a kind of a later version", {}),
+]
+
+
+def test_lines_say_each_phase_and_epoch_once(capsys: pytest.CaptureFixture[str]) -> None:
+    receive = Lines()
+    for kind, fields in RUN:
+        receive(kind, **fields)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "phase 1/2 extract: 2 epochs, 30 steps, trains 1,000 of 201,000 parameters",
+        "  frozen part: store: 2 MB",
+        "  epoch   1  train loss 1.2500, accuracy 50.0 %  val loss 1.5000, accuracy 25.0 %"
+        "  lr head 0.003, rest 0.0003  2.5 s",
+        "  epoch   2  train loss 1.2500, accuracy 50.0 %  lr head 0.003, rest 0.0003  2.5 s",
+        "  extract took 5.0 s, best accuracy 0.2500 in epoch 1",
+        r"warning: odd \x1b[31mname",
+        "test loss 1.0000, accuracy 75.0 %",
+    ]
+
+
+def test_long_epochs_give_a_line_every_30_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    receive = Lines()
+    for step in range(1, 12):
+        receive("step", **STEP | {"step": step})
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 4
+    assert lines[0] == "  step 3 of 30, epoch 1/2, loss 1.5000, lr 0.003, 123 images/s"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_bars_and_no_line_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    with progress(plain=False) as receive:
+        for kind, fields in RUN:
+            receive(kind, **fields)
+    shown = terminal.getvalue()
+    assert "phase 1/2 extract: 2 epochs" in shown
+    assert "extract took 5.0 s" in shown
+    assert "epoch   1" not in shown
+    assert "\x1b[31mname" not in shown
+    assert r"\x1b[31mname" in shown
+
+
+def test_plain_lines_are_given_on_a_terminal_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress(plain=True) as receive:
+        receive("phase", **PHASE)
+    assert "\x1b" not in terminal.getvalue()
+
+
+def test_equal_rates_are_said_once() -> None:
+    assert rates({"a": 0.1, "b": 0.1}) == "lr 0.1"
+    assert rates({"a": 0.1, "b": 0.05}) == "lr a 0.1, b 0.05"
