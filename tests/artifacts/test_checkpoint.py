@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from test_files import Dead, Failing
+
 from tlrecipe import files
 from tlrecipe.artifacts import checkpoint
 from tlrecipe.language.diagnostics import TlrecipeError

@@ -26,8 +26,7 @@ ZEROS, DEFAULT = HeadSpec(init="zeros"), HeadSpec(init="default")
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 
 # One of the smaller members of each family, convolutional and attentional.
-TIMM = """
-""".split()
+TIMM = []
 
 
 def spec(name: str, weights: str = "none", source: Any = "timm", **more: Any) -> BackboneSpec:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planning.toys import INFO, phase, recipe, toy_table
+
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.planning.compile import compile_recipe
 from tlrecipe.planning.facts import DatasetInfo
 from tlrecipe.planning.plan import Plan
-
-from planning.toys import INFO, phase, recipe, toy_table
 
 NAMES = [param.name for param in toy_table()]
 PATTERNS = [

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from tlrecipe.data.pixels import Pixels
 from tlrecipe.language.spec import Recipe
-from tlrecipe.models.backbones import Backbone
 from tlrecipe.models.anatomy import module_facts, param_facts
+from tlrecipe.models.backbones import Backbone
 from tlrecipe.planning.compile import compile_recipe
 from tlrecipe.planning.facts import DatasetInfo, ParamTable, Preprocessing
 from tlrecipe.planning.plan import Plan
-from torch import Tensor, nn
 
 CLASSES = ("cat", "dog", "owl")
 SIZE = 16

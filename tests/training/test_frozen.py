@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from training.nets import backbone, net, phase, plan_for, source, state
+
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.training import freezing
 from tlrecipe.training.interpreter import train
-
-from training.nets import backbone, net, phase, plan_for, source, state
 
 NETS = {
     "batch-norm": {},

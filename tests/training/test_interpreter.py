@@ -7,13 +7,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from training.nets import Recorder, backbone, net, phase, plan_for, source, state
+
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import OptimizerSpec, ScheduleSpec
 from tlrecipe.training.engine import Stopped
 from tlrecipe.training.interpreter import Checkpoint, train
 from tlrecipe.training.optimizers import OPTIMIZERS
-
-from training.nets import Recorder, backbone, net, phase, plan_for, source, state
 
 OPTIMIZER_NAMES = ["sgd", "adam", "adamw", "rmsprop"]
 SCHEDULE_NAMES = ["constant", "linear", "cosine", "step", "one_cycle"]

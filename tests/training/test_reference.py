@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+from training.nets import Recorder, backbone, net, phase, plan_for, source, state
+from training.nets import images as pixels_of
+
 from tlrecipe.data.augment import flip_mask
 from tlrecipe.planning.randomness import key, permutation
 from tlrecipe.training.features import FeatureStore
 from tlrecipe.training.interpreter import train
-from torch.nn import functional as F
-
-from training.nets import Recorder, backbone, net, phase, plan_for, source, state
-from training.nets import images as pixels_of
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
