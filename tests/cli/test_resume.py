@@ -87,7 +87,7 @@ def test_c02_a_damaged_checkpoint_is_named_and_passed_over(
 ) -> None:
     directory = tmp_path / "run"
     stopped_run(project, directory, 5, monkeypatch)
-    older, newest = sorted((directory / "checkpoints").iterdir())
+    _, newest = sorted((directory / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-1] + b"x")
     result = invoke("resume", directory, "--device", "cpu")
     assert result.exit_code == 0

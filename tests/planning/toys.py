@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tlrecipe.language.spec import Recipe
@@ -20,12 +21,8 @@ def toy_table(*, pretrained: bool = True, tied: bool = False, fixed_size: bool =
         modules.append(ModuleFact(name, "Conv2d"))
 
     def norm(name: str, stage: int) -> None:
-        for kind in ("weight", "bias"):
-            params.append(
-                ParamFact(
-                    f"{name}.{kind}", (4,), name, norm=True, bias=kind == "bias", stage=stage, depth=stage
-                )
-            )
+        weight = ParamFact(f"{name}.weight", (4,), name, norm=True, stage=stage, depth=stage)
+        params.extend([weight, replace(weight, name=f"{name}.bias", bias=True)])
         buffers = (f"{name}.running_mean", f"{name}.running_var")
         modules.append(ModuleFact(name, "BatchNorm2d", norm=True, statistics=True, buffers=buffers))
 

@@ -55,7 +55,7 @@ def test_the_network_learns_the_colours() -> None:
 
 def test_early_stopping_waits_and_the_best_is_kept() -> None:
     stop = {"metric": "accuracy", "patience": 2}
-    model, told, result = trained(phase=[phase(epochs=50, lr=1e-9, stop=stop)], final_weights="best")
+    _, told, result = trained(phase=[phase(epochs=50, lr=1e-9, stop=stop)], final_weights="best")
     assert len(told.of("epoch")) == 3
     assert result.phases[0].best["epoch"] == 1
     assert result.phases[0].epochs == 3

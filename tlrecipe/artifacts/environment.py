@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("tlrecipe", "torch", "torchvision", "timm", "torchmetrics", "safetensors", "pillow", "numpy")
+PACKAGES = ("tlrecipe", "torch", "torchvision", "timm", "safetensors", "pillow", "numpy")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

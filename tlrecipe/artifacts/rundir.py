@@ -20,7 +20,7 @@ from tlrecipe.language.diagnostics import TlrecipeError
 if sys.platform != "win32":
     import fcntl
 
-FOLDERS = ("checkpoints", "plots")
+FOLDERS = ("checkpoints",)
 """Subfolders that every run directory has from the start; ``model`` appears when it is complete."""
 
 

@@ -43,7 +43,7 @@ def resume(path: Path, *, device: str, plain: bool, as_json: bool, strict: bool)
             _refuse_progress(path)
             console.note("the run stopped before its first checkpoint: it begins again")
         else:
-            _compare_numerics(saved.run, run_facts(checked, {}), strict)
+            _compare_numerics(saved.run, run_facts(checked, {}, where), strict)
             state = saved.values["state"]
             directory.cut_metrics(int(state["records"]))
             console.note(f"going on in phase {state['phase'] + 1} after step {state['step']}")

@@ -135,7 +135,7 @@ def _trained(
 
     data = DecodedData(listing, recipe.data.on_bad, emit)
     digests = _open_data(checked, data, emit)
-    facts = run_facts(checked, digests)
+    facts = run_facts(checked, digests, device)
     if resume is not None:
         refuse_other_run(resume.run, facts)
     files.remove(directory.model)
@@ -169,7 +169,7 @@ def _trained(
     return result | _outcome(done, plan.classes, seconds)
 
 
-def run_facts(checked: Checked, digests: Mapping[str, str]) -> dict[str, Any]:
+def run_facts(checked: Checked, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
     """What a checkpoint says about its run, so that another one is not taken for it."""
     import torch
 
@@ -184,6 +184,7 @@ def run_facts(checked: Checked, digests: Mapping[str, str]) -> dict[str, Any]:
             "versions": {name: version(name) for name in packages},
             "threads": torch.get_num_threads(),
             "processor": torch.backends.cpu.get_cpu_capability(),
+            "device": device.type,
         },
     }
 

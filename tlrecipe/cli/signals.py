@@ -11,12 +11,12 @@ from types import FrameType
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM in the block into a request to stop; gives what says whether one
-    came. A second SIGINT interrupts at once."""
+    came. A second one interrupts at once."""
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked and number == signal.SIGINT:
+        if asked:
             raise KeyboardInterrupt
         asked = True
 

@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that are made while it is entered, as they come and go.
 
     Views share the bytes of what they look at. Scratch memory inside a kernel is not seen.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
@@ -47,7 +47,7 @@ def forward_bytes(network: nn.Module, inputs: Sequence[Tensor]) -> int:
     """Most bytes alive at once in a forward pass without gradients, beside the inputs and the weights."""
     with torch.no_grad(), LiveBytes() as live:
         network(*inputs)
-    return live.peak
+    return int(live.peak)
 
 
 def step_bytes(network: nn.Module, inputs: Sequence[Tensor]) -> int:
@@ -58,9 +58,10 @@ def step_bytes(network: nn.Module, inputs: Sequence[Tensor]) -> int:
     network.zero_grad(set_to_none=True)
     with LiveBytes() as live:
         logits = network(*inputs)
-        torch.nn.functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64)).backward()
+        labels = logits.new_zeros(len(logits), dtype=torch.int64)
+        torch.nn.functional.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
     network.zero_grad(set_to_none=True)
-    return live.peak
+    return int(live.peak)
 
 
 def weight_bytes(network: nn.Module) -> int:
