@@ -41,6 +41,8 @@ SLOW = """
 import os, signal, threading, time
 from tlrecipe import files
 files.cache_dir = lambda: time.sleep(60)
+# A process that was started in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
 """
 

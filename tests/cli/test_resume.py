@@ -141,6 +141,18 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert "TLR601" in result.stderr
 
 
+LONG = ("--set", "phase.all.epochs=100")
+
+
+@pytest.fixture(scope="module")
+def long_run(project: Path) -> Finished:
+    """A run that takes long enough to be hit by a signal, undisturbed."""
+    directory = project / "run-long"
+    through = invoke("run", project / "tiny.toml", "--run-dir", directory, "--device", "cpu", *LONG)
+    assert through.exit_code == 0
+    return Finished(directory, through)
+
+
 def _process(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tlrecipe", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -163,7 +175,7 @@ def test_a_process_that_gets_a_signal_leaves_a_run_that_can_be_resumed(
     )
     assert through.exit_code == 0
     directory = tmp_path / "run"
-    process = _process("run", project / "tiny.toml", "--run-dir", directory, "--device", "cpu", *long)
+    process = _process("run", project / "tiny.toml", "--run-dir", directory, "--device", "cpu", *LONG)
     _wait_for_checkpoint(directory, process)
     time.sleep(0.3)
     process.send_signal(number)
@@ -171,7 +183,7 @@ def test_a_process_that_gets_a_signal_leaves_a_run_that_can_be_resumed(
     assert not (directory / "model").exists()
     resumed = invoke("resume", directory, "--device", "cpu")
     assert resumed.exit_code == 0, resumed.output
-    assert_same(directory, Finished(tmp_path / "through", through))
+    assert_same(directory, long_run)
 
 
 @pytest.mark.slow

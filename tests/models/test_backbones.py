@@ -25,8 +25,23 @@ ZEROS, DEFAULT = HeadSpec(init="zeros"), HeadSpec(init="default")
 
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 
-# One of the smaller members of each family, convolutional and attentional.
-TIMM = []
+# A small member of each family, convolutional and attentional.
+TIMM = """
+    beit_base_patch16_224 caformer_s18 coat_lite_tiny convit_tiny convmixer_1024_20_ks9_p14
+    convnextv2_atto cpubone_nano crossvit_9_240 cspnext_tiny darknet17 davit_tiny
+    deit_tiny_distilled_patch16_224 dla34 dpn48b eca_vovnet39b edgenext_xx_small efficientformer_l1
+    efficientformerv2_s0 efficientvim_m3 efficientvit_b0 efficientvit_m1 eva02_tiny_patch14_224
+    fasternet_t0 fastvit_t8 gcvit_xxtiny ghostnet_050 hgnet_tiny hiera_tiny_224 lambda_resnet26t
+    lcnet_035 lcnetv2_small legacy_seresnet18 legacy_xception levit_192 levit_conv_128s lowformer_e1
+    maxvit_rmlp_pico_rw_256 mixer_s16_224 mobilenetv4_conv_small_035 mobilevitv2_050 mvitv2_tiny
+    naflexvit_base_patch16_gap nest_tiny nf_resnet26 pit_s_224 pit_ti_distilled_224 poolformerv2_s12
+    pvt_v2_b0 rdnet_tiny regnetx_002 repvit_m0_9 res2net50_48w_2s resnest14d resnetv2_18d rexnet_100
+    sam2_hiera_tiny samvit_base_patch16_224 selecsls42 sequencer2d_s shvit_s2 skresnet18 starnet_s050
+    swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 test_byobnet test_coatnet test_convnext3
+    test_efficientnet test_mambaout test_resnet test_vit test_vit_relpos tiny_vit_5m_224 tresnet_m
+    twins_svt_small vgg11 visformer_small vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 volo_d1_224
+    xcit_nano_12_p16_224
+""".split()  # noqa: SIM905
 
 
 def spec(name: str, weights: str = "none", source: Any = "timm", **more: Any) -> BackboneSpec:
