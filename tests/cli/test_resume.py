@@ -167,13 +167,8 @@ def _wait_for_checkpoint(directory: Path, process: subprocess.Popen[bytes]) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "P01-term"])
 def test_a_process_that_gets_a_signal_leaves_a_run_that_can_be_resumed(
-    number: signal.Signals, project: Path, tmp_path: Path
+    number: signal.Signals, project: Path, long_run: Finished, tmp_path: Path
 ) -> None:
-    long = ("--set", "phase.all.epochs=400")
-    through = invoke(
-        "run", project / "tiny.toml", "--run-dir", tmp_path / "through", "--device", "cpu", *long
-    )
-    assert through.exit_code == 0
     directory = tmp_path / "run"
     process = _process("run", project / "tiny.toml", "--run-dir", directory, "--device", "cpu", *LONG)
     _wait_for_checkpoint(directory, process)

@@ -280,3 +280,12 @@ def test_a_place_that_cannot_be_written_exits_with_9(finished: Finished, project
     result = invoke("predict", finished.directory, image, "-o", project / "no" / "folder.csv")
     assert result.exit_code == 9
     assert "TLR901" in result.stderr
+
+
+def test_explain_predicts_the_memory_of_each_phase_where_it_is_asked_to(project: Path) -> None:
+    asked, unasked = (
+        json.loads(invoke("explain", project / "tiny.toml", "--json", *more).stdout)["phases"]
+        for more in (["--memory"], [])
+    )
+    assert [phase["predicted_memory_bytes"] for phase in unasked] == [None]
+    assert all(phase["predicted_memory_bytes"] > 10**8 for phase in asked)

@@ -97,16 +97,17 @@ def validate(recipes: tuple[Path, ...], overrides: tuple[str, ...], decode: bool
 @cli.command()
 @click.argument("recipe", metavar="RECIPE|CODE")
 @_SET
+@click.option("--memory", is_flag=True, help="Predict the peak memory of each phase too.")
 @_JSON
 @reports
-def explain(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def explain(recipe: str, overrides: tuple[str, ...], memory: bool, as_json: bool) -> None:
     """Show what a recipe does in each phase, or what an error code means."""
     from tlrecipe.cli.explain import explain_code, explain_recipe, is_code
 
     if is_code(recipe):
         explain_code(recipe, as_json=as_json)
     else:
-        explain_recipe(Path(recipe), overrides, as_json=as_json)
+        explain_recipe(Path(recipe), overrides, memory=memory, as_json=as_json)
 
 
 @cli.command()

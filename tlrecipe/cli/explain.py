@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,14 +49,14 @@ def explain_code(text: str, *, as_json: bool) -> None:
         console.out(f"{code}: {CODES[code]}\nexit code {exit_code}: {_EXIT_MEANINGS[exit_code]}")
 
 
-def explain_recipe(path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
+def explain_recipe(path: Path, overrides: Sequence[str], *, memory: bool, as_json: bool) -> None:
     """Print the plan of a recipe."""
     from tlrecipe.cli.checking import check
     from tlrecipe.cli.reporting import warn
     from tlrecipe.planning.explain import explain, explain_text
 
     checked = check(path, overrides, needs_data=False)
-    facts = explain(checked.plan, checked.table, _prefixes(checked))
+    facts = explain(checked.plan, checked.table, _prefixes(checked, memory=memory))
     if as_json:
         console.out(json.dumps(facts, indent=2))
     else:
@@ -65,15 +65,12 @@ def explain_recipe(path: Path, overrides: Sequence[str], *, as_json: bool) -> No
     warn(checked.warnings)
 
 
-def _prefixes(checked: Checked) -> list[PrefixFacts]:
+def _prefixes(checked: Checked, *, memory: bool) -> tuple[PrefixFacts, ...]:
     """What each phase could compute once, found on a network without memory behind its weights."""
     from tlrecipe.cli.checking import PLACEHOLDER_CLASSES
     from tlrecipe.models.backbones import rebuild
-    from tlrecipe.models.prefix import Frozen, split
     from tlrecipe.models.table import weights_kind
-    from tlrecipe.planning.explain import PrefixFacts
-    from tlrecipe.training import freezing
-    from tlrecipe.training.engine import views_of
+    from tlrecipe.training.forecast import decoded_bytes, prefix_facts
 
     recipe, plan = checked.document.recipe, checked.plan
     said = {
@@ -83,10 +80,7 @@ def _prefixes(checked: Checked) -> list[PrefixFacts]:
         "size": recipe.data.size,
     }
     model = rebuild({"tlrecipe": said}, len(plan.classes) or PLACEHOLDER_CLASSES).to("meta")
-    prefixes = []
-    for phase in plan.phases:
-        freezing.apply(model, phase)
-        parts = split(model, Frozen(phase.trainable, phase.train_modules), phase.size)
-        floats = sum(math.prod(shape) for shape in parts.shapes)
-        prefixes.append(PrefixFacts(parts.cut, 4 * floats, parts.note, views_of(phase.augment)))
-    return prefixes
+    known = memory and checked.listing is not None
+    pixels = decoded_bytes(checked.listing, plan.preprocessing) if known and checked.listing else 0
+    facts = prefix_facts(plan, model, pixel_bytes=pixels)
+    return facts if known else tuple(replace(item, memory_bytes=None) for item in facts)
