@@ -171,6 +171,28 @@ def _records(told: Recorder) -> list[Any]:
     return [row for row in rows if row[0] in ("epoch", "test")]
 
 
+# Training and validation losses of every epoch of EVERYTHING, and the test loss: recorded once, so that a
+# change of meaning is seen even where all parts still agree with each other.
+GOLDEN = [
+    ("one", 1, 1.110027, 0.923113),
+    ("one", 2, 0.827527, 0.785773),
+    ("two", 1, 0.810436, 0.554755),
+    ("two", 2, 0.543707, 0.381005),
+    ("two", 3, 0.398459, 0.228233),
+    ("three", 1, 0.597157, 0.189830),
+    ("three", 2, 0.503267, 0.130238),
+]
+
+
+def test_the_golden_run() -> None:
+    _, records, _ = undisturbed()
+    epochs = [fields for kind, fields in records if kind == "epoch"]
+    told = [(e["phase"], e["epoch"], e["train"]["loss"], e["val"]["loss"]) for e in epochs]
+    assert [row[:2] for row in told] == [row[:2] for row in GOLDEN]
+    assert [row[2:] for row in told] == [pytest.approx(row[2:], abs=2e-4) for row in GOLDEN]
+    assert records[-1][1]["loss"] == pytest.approx(0.127915, abs=2e-4)
+
+
 def _through_disk(checkpoint: Checkpoint) -> Checkpoint:
     tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
     return Checkpoint(tensors, json.loads(json.dumps(checkpoint.values)))
