@@ -39,8 +39,8 @@ def test_a_training_step_holds_what_its_backward_pass_needs() -> None:
     network, images = nn.Sequential(chain(50, 50), sigmoids, chain(50, 3)), batch(400, 50)
     one = images.nbytes
     # Each sigmoid keeps its output; in a forward pass alone the last two are enough.
-    assert 7 * one <= step_bytes(network, [images]) <= 9 * one
-    assert 2 * one <= forward_bytes(network, [images]) < 3 * one
+    assert 7 * one <= step_bytes(network, [images]) <= 10 * one
+    assert 2 * one <= forward_bytes(network, [images]) <= 3 * one
     assert step_bytes(nn.Sequential(sigmoids, chain(50, 3)), [images]) < 3 * one
 
 

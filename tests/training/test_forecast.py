@@ -120,7 +120,7 @@ from tlrecipe.data.sources import list_data
 from tlrecipe.language.spec import Recipe
 from tlrecipe.models.backbones import build
 from tlrecipe.planning.compile import compile_recipe
-from tlrecipe.training.forecast import process_bytes
+from tlrecipe.models.memory import process_bytes
 from tlrecipe.training.interpreter import train
 
 recipe = Recipe.model_validate(json.loads(sys.argv[1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
@@ -14,7 +13,7 @@ from tlrecipe.data.listing import Item, Listing
 from tlrecipe.data.pixels import MEMORY_BUDGET
 from tlrecipe.data.preprocess import BadImage, decode
 from tlrecipe.language.spec import AdamSpec, AdamWSpec, RMSpropSpec, SGDSpec
-from tlrecipe.models.memory import forward_bytes, step_bytes, weight_bytes
+from tlrecipe.models.memory import forward_bytes, process_bytes, step_bytes, weight_bytes
 from tlrecipe.models.prefix import Frozen, Split, mixed_modules, split
 from tlrecipe.planning.explain import PrefixFacts
 from tlrecipe.planning.facts import Preprocessing
@@ -60,11 +59,6 @@ def prefix_facts(
             )
         )
     return tuple(facts)
-
-
-def process_bytes() -> int:
-    """The most memory that this process has taken so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def decoded_bytes(listing: Listing, p: Preprocessing) -> int:

@@ -7,7 +7,6 @@ run that starts again from a :class:`Checkpoint` is the run that was never stopp
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from tlrecipe.data.pixels import Pixels
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
 from tlrecipe.models.backbones import Backbone
 from tlrecipe.models.inference import Inference
+from tlrecipe.models.memory import process_bytes
 from tlrecipe.models.prefix import Split
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.planning.randomness import key, permutation
@@ -163,7 +163,7 @@ class _Run:
                 precision = inference.precision
                 metrics["test"] = {**test.as_dict(), "count": test.count, "precision": precision}
                 self._record("test", **metrics["test"])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = process_bytes()
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         return RunResult(
