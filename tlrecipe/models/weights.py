@@ -220,6 +220,7 @@ _LITE0_INVERTED = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
+_LITE0_BLOCK = re.compile(r"_blocks\.(\d{1,4})\.(\w+)\.(\w+)")
 _LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage
 
 
@@ -232,13 +233,16 @@ def lite0_names(state: Mapping[str, Tensor]) -> StateDict:
     blocks = [(stage, block) for stage, count in enumerate(_LITE0_DEPTHS) for block in range(count)]
 
     def renamed(key: str) -> str:
-        layer, _, rest = key.partition(".")
-        if layer != "_blocks":
-            return f"{_LITE0_LAYERS.get(layer, layer)}.{rest}"
-        index, inner, leaf = rest.split(".", 2)
+        found = _LITE0_BLOCK.fullmatch(key)
+        if found is None:
+            layer, _, leaf = key.partition(".")
+            return f"{_LITE0_LAYERS[layer]}.{leaf}" if layer in _LITE0_LAYERS else key
+        index, layer, leaf = found.groups()
+        if int(index) >= len(blocks):
+            return key
         stage, block = blocks[int(index)]
         layers = _LITE0_SEPARABLE if stage == 0 else _LITE0_INVERTED
-        return f"blocks.{stage}.{block}.{layers.get(inner, inner)}.{leaf}"
+        return f"blocks.{stage}.{block}.{layers.get(layer, layer)}.{leaf}"
 
     return {renamed(key): tensor for key, tensor in state.items()}
 
