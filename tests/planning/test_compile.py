@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from math import isclose
 from typing import Any
 
@@ -248,3 +249,11 @@ def test_the_compiler_needs_no_torch() -> None:
     code = "import sys, tlrecipe.planning.compile, tlrecipe.planning.explain; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def test_a_network_that_is_built_for_one_size_refuses_a_phase_of_another() -> None:
+    table = replace(toy_table(), built_size=32)
+    assert compile_recipe(recipe(phase=[phase(size=32)]), table, INFO)
+    with pytest.raises(TlrecipeError) as caught:
+        compile_recipe(recipe(phase=[phase(size=64)]), table, INFO)
+    assert [(d.code, d.path) for d in caught.value.diagnostics] == [("TLR131", ("phase", 0, "size"))]

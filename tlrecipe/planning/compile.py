@@ -126,6 +126,14 @@ class _Compiler:
                 path,
                 f"leave `size` out, or set it to {own}",
             )
+        elif size is not None and self.table.built_size not in (None, size):
+            built = self.table.built_size
+            self.error(
+                "TLR131",
+                f"{self.recipe.backbone.name} is built for images of {built} pixels, not {size}",
+                path,
+                "leave the phase's `size` out: [data] size is the one that the network is built for",
+            )
 
     # ------------------------------------------------------------------ groups
 
