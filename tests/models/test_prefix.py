@@ -214,6 +214,13 @@ def test_an_active_dropout_ends_the_prefix_and_an_idle_one_does_not() -> None:
     assert cut(built(Dropping(0.0)), ["head"], active).cut == ("flatten",)
 
 
+def test_a_random_activation_ends_the_prefix() -> None:
+    network = Stages()
+    network.pool = nn.Sequential(nn.RReLU(), nn.AdaptiveAvgPool2d(1))
+    assert cut(built(network), ["head"], ("", "pool", "pool.0")).cut == ("stages",)
+    assert cut(built(network), ["head"]).cut == ("flatten",)
+
+
 def test_dropout_by_function_follows_the_mode_of_the_network() -> None:
     network = built(Stages(drop_rate=0.5))
     parts = cut(network, ["head"])

@@ -49,7 +49,7 @@ def is_norm(module: nn.Module) -> bool:
     return named and owned > 0 and not any(list(child.parameters()) for child in module.children())
 
 
-def _rate(module: nn.Module) -> float:
+def draw_rate(module: nn.Module) -> float:
     """The probability with which ``module`` itself, not a part of it, draws in train mode."""
     if isinstance(module, _DropoutNd | StochasticDepth):
         return float(module.p)
@@ -63,10 +63,10 @@ def _rate(module: nn.Module) -> float:
 
 
 def _is_random(module: nn.Module) -> bool:
-    rate = _rate(module)
+    rate = draw_rate(module)
     # A container often remembers the rate that it gave to a dropout inside: that one draws, not it.
     parts = (part for part in module.modules() if part is not module)
-    return rate > 0 and not any(_rate(part) == rate for part in parts)
+    return rate > 0 and not any(draw_rate(part) == rate for part in parts)
 
 
 def module_facts(model: nn.Module) -> tuple[ModuleFact, ...]:

@@ -20,6 +20,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from tlrecipe.models.anatomy import draw_rate
+
 # Functions of torch that draw random numbers when they are asked to train.
 _RANDOM_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout)
 
@@ -473,11 +475,10 @@ def keeps_statistics(module: nn.Module) -> bool:
 
 
 def draws_random(module: nn.Module) -> bool:
-    """Whether a module draws random numbers in train mode: dropout and stochastic depth of any library."""
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return module.p > 0
-    for attribute in ("drop_prob", "p", "prob", "drop_rate", "dropout"):
-        value = getattr(module, attribute, None)
-        if isinstance(value, float) and value > 0:
-            return True
-    return False
+    """Whether a module may draw random numbers in train mode.
+
+    More is suspected than the parameter table shows: what is wrongly taken for random is computed again,
+    what is wrongly taken for fixed would be stored.
+    """
+    suspect = getattr(module, "p", None)
+    return draw_rate(module) > 0 or (isinstance(suspect, float) and suspect > 0)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tlrecipe.data.augment import augment_batch, flip_mask
 from tlrecipe.data.pixels import Pixels
 from tlrecipe.data.preprocess import normalise
+from tlrecipe.files import size_text
 from tlrecipe.language.spec import Augment
 from tlrecipe.models.fast import DTYPES, Precision, best_precision, fast_copy, seconds, synchronize
 from tlrecipe.models.prefix import Frozen, Split, mixed_modules, proved, split
@@ -104,6 +105,15 @@ def preprocessing_of(plan: Plan, phase: PhasePlan) -> Preprocessing:
 # --------------------------------------------------------------------------- the choice
 
 
+def split_phase(
+    plan: Plan, phase: PhasePlan, model: nn.Module, taps: Sequence[tuple[str, ...]] = ()
+) -> Split:
+    """Split a network that is in the modes of ``phase``. Splits of all phases of a plan share names."""
+    open_modules = frozenset().union(*(mixed_modules(model, each.trainable) for each in plan.phases))
+    frozen = Frozen(phase.trainable, phase.train_modules)
+    return split(model, frozen, phase.size, open_modules=open_modules, taps=taps)
+
+
 def survey(
     plan: Plan, model: nn.Module, store: FeatureStore, device: torch.device, known: Sequence[Choice] = ()
 ) -> tuple[list[Split], list[Choice]]:
@@ -111,13 +121,11 @@ def survey(
 
     ``known`` are choices of an earlier start of the same run; they are kept.
     """
-    open_modules = frozenset().union(*(mixed_modules(model, phase.trainable) for phase in plan.phases))
     splits: list[Split] = []
     choices: list[Choice] = []
     for phase in plan.phases:
         freezing.apply(model, phase)
-        frozen = Frozen(phase.trainable, phase.train_modules)
-        parts = split(model, frozen, phase.size, open_modules=open_modules)
+        parts = split_phase(plan, phase, model)
         if len(known) > phase.index:
             choices.append(known[phase.index])
         else:
@@ -207,11 +215,11 @@ def _store_or_not(plan: Plan, phase: PhasePlan, choice: Choice, store: FeatureSt
     size = (plan.counts["train"] * views + plan.counts.get("val", 0)) * choice.feature_bytes
     room = store.memory_bytes if store.folder is None else store.limit_bytes
     passes = ceil(phase.epochs)
-    where = f"{_size(size)} for {images} images"
+    where = f"{size_text(size)} for {images} images"
     if plan.features == "store":
         return "store", f'compute.features = "store"; {where}'
     if size > room:
-        return "recompute", f"features would take {where}, more than the {_size(room)} allowed"
+        return "recompute", f"features would take {where}, more than the {size_text(room)} allowed"
     if passes < views:
         return "recompute", f"{passes} epochs are fewer than the {views} views that would be stored"
     read = choice.feature_bytes / _READ_SPEED
@@ -225,14 +233,6 @@ def _store_or_not(plan: Plan, phase: PhasePlan, choice: Choice, store: FeatureSt
         return "recompute", f"the frozen part is too little of the work to store {where}"
     factor = passes * choice.prefix_seconds / (views * choice.prefix_seconds + passes * read)
     return "store", f"{where} replace {passes} passes by {views}, {factor:.1f} times less prefix work"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 # --------------------------------------------------------------------------- carrying it out
@@ -267,6 +267,8 @@ class Engine:
         self._identity = identity
         self._features: dict[tuple[str, int], tuple[Tensor, ...]] = {}
         self._fast: nn.Module | None = None
+        self._copied: tuple[list[tuple[str, ...]], nn.Module] | None = None
+        self._digests: dict[tuple[str, ...], str] = {}
         self.computed = 0
         """Images that went through the prefix to be stored."""
         parts = splits[phase.index]
@@ -286,6 +288,7 @@ class Engine:
             if (found := pixels(name, self.preprocessing)) is not None:
                 for view in range(views):
                     self._features[name, view] = self._obtain(name, view, found, model, parts, later)
+        self._copied = None
 
     def _survives(self, other: PhasePlan, parts: Split, choice: Choice) -> bool:
         """Whether a later phase will want features that a pass now can give as well."""
@@ -297,13 +300,12 @@ class Engine:
         between = self.plan.phases[self.phase.index : other.index]
         return not any(names & (phase.trainable | phase.moving_buffers) for phase in between)
 
-    def _fast_copy(self, parts: Split, prefix: nn.Module | None = None) -> nn.Module:
+    def _fast_copy(self, parts: Split) -> nn.Module:
         size = self.phase.size
         sample = torch.rand(SMALLEST_BATCH, 3, size, size, device=self.device)
         sample = sample.to(memory_format=torch.channels_last)
-        network = prefix or parts.prefix
-        assert network is not None
-        return fast_copy(network, sample, self.choice.precision)
+        assert parts.prefix is not None
+        return fast_copy(parts.prefix, sample, self.choice.precision)
 
     # ------------------------------------------------------------------ stored features
 
@@ -331,12 +333,13 @@ class Engine:
         taps = [item.nodes for item in list(wanted.values())[1:]]
         together = parts
         if taps:
-            open_modules = frozenset().union(*(mixed_modules(model, p.trainable) for p in self.plan.phases))
-            frozen = Frozen(self.phase.trainable, self.phase.train_modules)
-            together = split(model, frozen, self.phase.size, open_modules=open_modules, taps=taps)
+            together = split_phase(self.plan, self.phase, model, taps)
             if together.prefix is None:
-                together, wanted = parts, {address: parts}
-        self._compute(name, view, pixels, self._fast_copy(parts, together.prefix), wanted)
+                taps, together, wanted = [], parts, {address: parts}
+        # The copy of the pass before serves again where it gives the same features.
+        if self._copied is None or self._copied[0] != taps:
+            self._copied = taps, self._fast_copy(together)
+        self._compute(name, view, pixels, self._copied[1], wanted)
         result = self.store.find(address)
         assert result is not None
         return result
@@ -378,12 +381,13 @@ class Engine:
 
     def _key(self, pixels: Pixels, phase: PhasePlan, parts: Split, name: str, view: int) -> str:
         assert parts.prefix is not None
-        state = parts.prefix.state_dict()
+        if parts.nodes not in self._digests:
+            self._digests[parts.nodes] = freezing.digest(sorted(parts.prefix.state_dict().items()))
         return content_key(
             pixels=pixels.digest,
             preprocessing=self.preprocessing.as_dict(),
             view=self._view_name(phase, name, view),
-            prefix=freezing.digest(sorted(state.items())),
+            prefix=self._digests[parts.nodes],
             nodes=parts.nodes,
             precision=self.choice.precision,
             backbone=self._identity,

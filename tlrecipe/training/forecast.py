@@ -14,12 +14,12 @@ from tlrecipe.data.pixels import MEMORY_BUDGET
 from tlrecipe.data.preprocess import BadImage, decode
 from tlrecipe.language.spec import AdamSpec, AdamWSpec, RMSpropSpec, SGDSpec
 from tlrecipe.models.memory import forward_bytes, process_bytes, step_bytes, weight_bytes
-from tlrecipe.models.prefix import Frozen, Split, mixed_modules, split
+from tlrecipe.models.prefix import Split
 from tlrecipe.planning.explain import PrefixFacts
 from tlrecipe.planning.facts import Preprocessing
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.training import freezing
-from tlrecipe.training.engine import views_of
+from tlrecipe.training.engine import split_phase, views_of
 
 # Images in the largest pass through a frozen prefix on a CPU.
 _CHUNK = 32
@@ -42,12 +42,10 @@ def prefix_facts(
     """
     held = pixel_bytes + weight_bytes(model) + _KERNELS
     held += process_bytes() if baseline is None else baseline
-    open_modules = frozenset().union(*(mixed_modules(model, phase.trainable) for phase in plan.phases))
     facts = []
     for phase in plan.phases:
         freezing.apply(model, phase)
-        frozen = Frozen(phase.trainable, phase.train_modules)
-        parts = split(model, frozen, phase.size, open_modules=open_modules)
+        parts = split_phase(plan, phase, model)
         work = _work_bytes(plan, phase, model, parts)
         facts.append(
             PrefixFacts(
