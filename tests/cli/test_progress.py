@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import sys
 from typing import Any
 
@@ -106,6 +107,25 @@ def test_a_terminal_gets_bars_and_no_line_per_epoch(monkeypatch: pytest.MonkeyPa
     assert "epoch   1" not in shown
     assert "\x1b[31mname" not in shown
     assert r"\x1b[31mname" in shown
+
+
+def test_in_80_columns_a_bar_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress(plain=False) as receive:
+        receive("phase", **PHASE)
+        receive("epoch", **EPOCH)
+        receive(
+            "step", **STEP | {"phase": "a-phase-with-a-long-name", "epochs": 30, "images_per_second": 1234}
+        )
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    line = [line.strip() for line in re.split(r"[\r\n]", shown) if "loss" in line][-1]
+    assert len(line) <= 80
+    assert re.fullmatch(
+        r"a-phase-with-a-l \S+ +23% -?-?[\d:-]+ 1/30 loss 1\.500 acc 25\.0 % lr 3\.0e-03 1234/s", line
+    )
 
 
 def test_plain_lines_are_given_on_a_terminal_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:

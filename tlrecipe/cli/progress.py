@@ -12,6 +12,7 @@ from tlrecipe.cli.console import note
 from tlrecipe.cli.render import printable
 
 _EVERY_SECONDS = 30.0
+_NAME_WIDTH = 16
 
 
 class Receiver(Protocol):
@@ -56,13 +57,14 @@ def _bars() -> Iterator[Receiver]:
 
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         TaskProgressColumn(),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bars:
         tasks: dict[str, Any] = {}
+        accuracy: float | None = None
 
         def show(name: str, description: str, done: int, total: int, text: str) -> None:
             if name not in tasks:
@@ -72,16 +74,22 @@ def _bars() -> Iterator[Receiver]:
                 bars.remove_task(tasks.pop(name))
 
         def receive(kind: str, /, **fields: Any) -> None:
+            nonlocal accuracy
+            if kind == "phase":
+                accuracy = None
             if kind == "data":
                 show("data", f"images of {fields['split']}", fields["done"], fields["total"], "")
             elif kind == "features":
                 show("features", f"features of {fields['split']}", fields["done"], fields["total"], "")
             elif kind == "step":
-                show("step", fields["phase"], fields["step"], fields["steps"], _step_text(fields))
-            elif kind in _ALWAYS and kind != "epoch":
+                name = fields["phase"][:_NAME_WIDTH]
+                show("step", name, fields["step"], fields["steps"], _bar_text(fields, accuracy))
+            elif kind == "epoch":
+                accuracy = (fields["val"] or fields["train"]).get("accuracy")
+            elif kind in _ALWAYS:
                 if kind == "phase_end" and "step" in tasks:
                     bars.remove_task(tasks.pop("step"))
-                bars.console.print(_ALWAYS[kind](fields), markup=False, soft_wrap=True)
+                bars.console.print(_ALWAYS[kind](fields), markup=False)
 
         yield receive
 
@@ -105,6 +113,17 @@ def _step_text(fields: Mapping[str, Any]) -> str:
     return (
         f"epoch {fields['epoch']}/{fields['epochs']}, loss {fields['loss']:.4f},"
         f" {rates(fields['lr'])}, {fields['images_per_second']:.0f} images/s"
+    )
+
+
+def _bar_text(fields: Mapping[str, Any], accuracy: float | None) -> str:
+    """Beside a bar in 80 columns: the epoch, the loss, the last epoch's accuracy (on the validation split,
+    where there is one), the highest rate and the speed."""
+    known = "" if accuracy is None else f" acc {percent(accuracy)}"
+    rate = max(fields["lr"].values())
+    return (
+        f"{fields['epoch']}/{fields['epochs']} loss {fields['loss']:.3f}{known}"
+        f" lr {rate:.1e} {fields['images_per_second']:.0f}/s"
     )
 
 
