@@ -21,10 +21,10 @@ from tlrecipe.models.backbones import describe, outline
 from tlrecipe.planning.compile import compile_recipe
 from tlrecipe.planning.facts import Preprocessing
 from tlrecipe.training import forecast
-from tlrecipe.training.engine import survey
 from tlrecipe.training.features import FeatureStore
 from tlrecipe.training.forecast import decoded_bytes, prefix_facts
 from tlrecipe.training.optimizers import OPTIMIZERS
+from tlrecipe.training.survey import Addresses, survey
 
 GRADUAL = [
     phase(augment={"hflip": True}),
@@ -37,7 +37,8 @@ def test_the_cut_is_the_one_that_the_run_makes() -> None:
     model = net(dropout=0.3)
     plan = plan_for(model, phase=GRADUAL)
     facts = prefix_facts(plan, copy.deepcopy(model).to("meta"))
-    splits, choices = survey(plan, model, FeatureStore(), torch.device("cpu"))
+    addresses = Addresses(plan, "net", torch.device("cpu"))
+    splits, choices = survey(plan, model, lambda *_: None, FeatureStore(), addresses)
     assert [fact.cut for fact in facts] == [parts.cut for parts in splits]
     assert [fact.feature_bytes for fact in facts] == [choice.feature_bytes for choice in choices]
     assert [fact.views for fact in facts] == [2, None, 1]

@@ -47,7 +47,11 @@ def evaluate(path: Path, data: Path | None, *, device: str, as_json: bool) -> No
     warn(left_out(pixels, listing))
     pixels = _relabelled(pixels, listing.info.classes, model.classes)
     found = evaluate_pixels(model.inference, pixels, model.preprocessing)
-    metrics = {**found.as_dict(), "count": found.count, "precision": model.inference.precision}
+    metrics: dict[str, Any] = {
+        **found.as_dict(),
+        "count": found.count,
+        "precision": model.inference.precision,
+    }
     if as_json:
         metrics["accuracy_interval"] = list(wilson_interval(found.accuracy, found.count))
         console.out(json.dumps({"model": str(folder), "split": split, "metrics": metrics}, indent=2))

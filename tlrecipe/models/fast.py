@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Precision = Literal["fp32", "bf16"]
@@ -27,56 +27,71 @@ def fast_copy(network: nn.Module, sample: Tensor, precision: Precision = "fp32")
     follows which convolution, and to prove the folded copy. Where the proof fails, the copy is not folded.
     The copy takes and the caller gives tensors of its own dtype.
     """
-    frozen = _copy(network)
-    expected = _run(frozen, sample)
-    folded = _copy(network)
-    pairs = _conv_bn_pairs(folded, sample)
-    for conv, norm, replace in pairs:
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight,
-            conv.bias,
-            *_statistics(norm),
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
-        conv.weight.requires_grad_(False)
-        conv.bias.requires_grad_(False)
-        replace()
-    if pairs and _same(_run(folded, sample), expected):
-        frozen = folded
-    return frozen.to(sample.device, DTYPES[precision]).to(memory_format=torch.channels_last)
+    fast = copied(network)
+    pairs = follows(fast, sample)
+    if pairs:
+        expected = run(fast, sample)
+        undo = [_fold(fast, conv, norm) for conv, norm in pairs]
+        if not same(run(fast, sample), expected):
+            for back in undo:
+                back()
+    return fast.to(sample.device, DTYPES[precision]).to(memory_format=torch.channels_last)
 
 
-def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None and norm.running_var is not None
-    return norm.running_mean, norm.running_var
-
-
-def _copy(network: nn.Module) -> nn.Module:
+def copied(network: nn.Module) -> nn.Module:
+    """A copy for inference: eval mode, no gradients, channels-last."""
     return copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def _run(network: nn.Module, sample: Tensor) -> tuple[Tensor, ...]:
+def run(network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """All outputs of one pass without gradients."""
     with torch.no_grad():
-        outputs = network(sample)
+        outputs = network(*inputs)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _same(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+def same(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether two networks agree up to what folding may change."""
     return all(
         torch.allclose(got, want, rtol=_FOLD_TOLERANCE, atol=_FOLD_TOLERANCE * float(want.abs().max() + 1e-6))
         for got, want in zip(outputs, expected, strict=True)
     )
 
 
-def _conv_bn_pairs(
-    network: nn.Module, sample: Tensor
-) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, Callable[[], None]]]:
+def after_norm(norm: nn.BatchNorm2d) -> nn.Module:
+    """What a batch norm does beside normalising: timm's BatchNormAct2d applies dropout and an activation."""
+    return nn.Sequential(*norm.children()) if any(norm.children()) else nn.Identity()
+
+
+def _fold(network: nn.Module, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Callable[[], None]:
+    """Put a batch norm into the weights of the convolution before it; gives what takes it back."""
+    before = conv.weight, conv.bias
+    parent, name = next(
+        (parent, name)
+        for parent in network.modules()
+        for name, child in parent.named_children()
+        if child is norm
+    )
+    assert norm.running_mean is not None and norm.running_var is not None
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    conv.weight.requires_grad_(False)
+    conv.bias.requires_grad_(False)
+    setattr(parent, name, after_norm(norm))
+
+    def undo() -> None:
+        conv.weight, conv.bias = before
+        setattr(parent, name, norm)
+
+    return undo
+
+
+def follows(network: nn.Module, *inputs: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Convolutions whose output goes straight into a batch norm, seen by running the network once.
 
     Watching tensors instead of code works for any control flow; whether the convolution's output is
-    used elsewhere too is left to the proof.
+    used elsewhere too is left to a comparison of outputs.
     """
     produced: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     calls: dict[nn.Module, int] = {}
@@ -101,31 +116,10 @@ def _conv_bn_pairs(
             handles.append(module.register_forward_hook(after_conv))
         elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(before_norm))
-    _run(network, sample)
+    run(network, *inputs)
     for handle in handles:
         handle.remove()
-    places = _places(network)
-    return [
-        (conv, norm, places[norm])
-        for conv, norm in pairs
-        if calls[conv] == calls[norm] == 1 and norm in places
-    ]
-
-
-def _places(network: nn.Module) -> dict[nn.Module, Callable[[], None]]:
-    """For each batch norm, what puts its activation (if it has one) in its place."""
-    places: dict[nn.Module, Callable[[], None]] = {}
-    for parent in network.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                # timm's BatchNormAct2d applies dropout and an activation after the norm.
-                rest = nn.Sequential(*child.children()) if any(child.children()) else nn.Identity()
-                places[child] = _replacer(parent, name, rest)
-    return places
-
-
-def _replacer(parent: nn.Module, name: str, replacement: nn.Module) -> Callable[[], None]:
-    return lambda: setattr(parent, name, replacement)
+    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1 and norm is not network]
 
 
 # --------------------------------------------------------------------------- precision
@@ -170,6 +164,35 @@ def seconds(network: nn.Module, *inputs: Tensor, repeats: int = 2) -> float:
             if attempt:
                 best = min(best, time.perf_counter() - start)
     return best
+
+
+def node_seconds(network: fx.GraphModule, images: Tensor) -> dict[str, float]:
+    """Seconds that each node of a traced network takes for ``images``, without gradients, once warm."""
+    stopwatch = _Stopwatch(network)
+    with torch.inference_mode():
+        for _ in range(2):
+            stopwatch.run(images)
+    return stopwatch.seconds
+
+
+class _Stopwatch(fx.Interpreter):
+    def __init__(self, network: fx.GraphModule):
+        super().__init__(network)
+        self.seconds: dict[str, float] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Some modules replace items of the list that they get; the interpreter's lists cannot change.
+        plain = tuple(list(item) if isinstance(item, list) else item for item in args)
+        return super().call_module(target, plain, kwargs)
+
+    def run_node(self, node: fx.Node) -> Any:
+        start = time.perf_counter()
+        result = super().run_node(node)
+        for value in result if isinstance(result, tuple) else (result,):
+            if isinstance(value, Tensor):
+                synchronize(value.device)
+        self.seconds[node.name] = time.perf_counter() - start
+        return result
 
 
 def synchronize(device: torch.device) -> None:

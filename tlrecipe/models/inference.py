@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from tlrecipe.models.fast import DTYPES, best_precision, fast_copy
+from tlrecipe.models.fast import DTYPES, Precision, best_precision, fast_copy
+from tlrecipe.models.memory import keep_freed_memory
 from tlrecipe.models.prefix import Frozen, split
 
 
@@ -22,26 +24,36 @@ class Inference:
     def __init__(self, model: nn.Module, heads: Sequence[str], size: int, *, precision: str = "auto"):
         self.device = next(model.parameters()).device
         model.eval()
+        keep_freed_memory()
         inside = tuple(f"{head}." for head in heads)
         head_params = frozenset(name for name, _ in model.named_parameters() if name.startswith(inside))
-        halves = split(model, Frozen(head_params, frozenset()), size)
-        sample = torch.rand(4, 3, size, size, device=self.device)
-        sample = sample.to(memory_format=torch.channels_last)
-        self._body: nn.Module
-        self._head: nn.Module | None
-        if halves.prefix is None:
-            self.precision, self.why = "fp32", halves.note
-            self._body, self._head = fast_copy(model, sample), None
+        self.parts = split(model, Frozen(head_params, frozenset()), size)
+        """The network, cut where the heads begin."""
+        self._model, self._size = model, size
+        self.precision: Precision
+        if self.parts.prefix is None:
+            self.precision, self.why = "fp32", self.parts.note
         else:
-            self.precision, self.why = best_precision(halves.prefix, sample, precision)
-            self._body = fast_copy(halves.prefix, sample, self.precision)
-            self._head = halves.suffix
+            self.precision, self.why = best_precision(self.parts.prefix, self._sample(), precision)
+
+    def _sample(self) -> Tensor:
+        sample = torch.rand(4, 3, self._size, self._size, device=self.device)
+        return sample.to(memory_format=torch.channels_last)
+
+    @cached_property
+    def _body(self) -> nn.Module:
+        # Folding watches the versions of tensors, which inference tensors do not have.
+        with torch.inference_mode(False):
+            return fast_copy(self.parts.prefix or self._model, self._sample(), self.precision)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) normalised images to (N, classes) float32 logits on the network's device."""
         images = images.to(self.device, DTYPES[self.precision], memory_format=torch.channels_last)
         body = self._body(images)
-        if self._head is None:
-            return torch.as_tensor(body).float()
-        return torch.as_tensor(self._head(*(part.float() for part in body))).float()
+        return torch.as_tensor(body).float() if self.parts.prefix is None else self.classify(body)
+
+    @torch.inference_mode()
+    def classify(self, features: Sequence[Tensor]) -> Tensor:
+        """What the body gives, in any type, to (N, classes) float32 logits."""
+        return torch.as_tensor(self.parts.suffix(*(part.float() for part in features))).float()

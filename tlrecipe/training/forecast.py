@@ -19,7 +19,7 @@ from tlrecipe.planning.explain import PrefixFacts
 from tlrecipe.planning.facts import Preprocessing
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.training import freezing
-from tlrecipe.training.engine import split_phase, views_of
+from tlrecipe.training.survey import split_phase, views_of
 
 # Images in the largest pass through a frozen prefix on a CPU.
 _CHUNK = 32

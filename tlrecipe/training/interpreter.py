@@ -21,17 +21,20 @@ from tlrecipe.data.pixels import Pixels
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
 from tlrecipe.models.backbones import Backbone
 from tlrecipe.models.inference import Inference
-from tlrecipe.models.memory import process_bytes
+from tlrecipe.models.memory import keep_freed_memory, process_bytes
 from tlrecipe.models.prefix import Split
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.planning.randomness import key, permutation
 from tlrecipe.training import freezing, optimizers
-from tlrecipe.training.engine import Choice, Emit, Engine, Ids, PixelSource, Stopped, survey
+from tlrecipe.training.engine import Emit, Engine, Ids, Stopped
 from tlrecipe.training.evaluate import Evaluation, evaluate, evaluate_pixels
 from tlrecipe.training.features import FeatureStore
+from tlrecipe.training.survey import Addresses, Choice, PixelSource, survey
 
 # A checkpoint may cost this share of the time since the last one.
 _CHECKPOINT_SHARE = 0.02
+# Images whose stored features go through the head at once.
+_TEST_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -122,10 +125,11 @@ class _Run:
         self.plan, self.backbone, self.pixels = plan, backbone, pixels
         self.emit, self.save, self.store, self.device, self.stop = emit, save, store, device, stop
         self.model = backbone.model.to(device).to(memory_format=torch.channels_last)
-        self.identity = str(backbone.config.get("architecture"))
+        self.addresses = Addresses(plan, str(backbone.config.get("architecture")), device)
         self.state = _State()
         self.splits: list[Split] = []
         self.choices: list[Choice] = []
+        self.engine: Engine | None = None
         self.saved_at = time.perf_counter()
         self.save_cost = 0.0
 
@@ -134,7 +138,9 @@ class _Run:
     def train(self, resume: Checkpoint | None) -> RunResult:
         started = time.perf_counter()
         known = [Choice.from_dict(item) for item in resume.values["choices"]] if resume else []
-        self.splits, self.choices = survey(self.plan, self.model, self.store, self.device, known)
+        self.splits, self.choices = survey(
+            self.plan, self.model, self.pixels, self.store, self.addresses, known
+        )
         self.state.clocks["survey"] = time.perf_counter() - started
         if resume is not None:
             self._restore_model(resume)
@@ -159,7 +165,7 @@ class _Run:
                 inference = Inference(
                     self.model, self.backbone.heads, last.size, precision=self.plan.precision
                 )
-                test = evaluate_pixels(inference, found, self.plan.preprocessing, between=self._stop_if_asked)
+                test = self._test(inference, found)
                 precision = inference.precision
                 metrics["test"] = {**test.as_dict(), "count": test.count, "precision": precision}
                 self._record("test", **metrics["test"])
@@ -176,6 +182,18 @@ class _Run:
             precision=precision,
         )
 
+    def _test(self, inference: Inference, found: Pixels) -> Evaluation:
+        """As a bundle is evaluated; what does not depend on the head may be in the store."""
+        engine = self.engine
+        if engine is None or not engine.inference_features(inference, "test"):
+            chunk = self.choices[-1].chunk
+            return evaluate_pixels(
+                inference, found, self.plan.preprocessing, batch_size=chunk, between=self._stop_if_asked
+            )
+        return evaluate(
+            lambda ids: inference.classify(engine.inputs("test", ids, None)), found.labels, _TEST_BATCH
+        )
+
     # ------------------------------------------------------------------ one phase
 
     def _phase(self, phase: PhasePlan, resume: Checkpoint | None) -> None:
@@ -184,7 +202,7 @@ class _Run:
         freezing.apply(model, phase)
         before = freezing.digests(freezing.frozen_tensors(model, phase))
         with self._clock("features"):
-            engine = Engine(
+            engine = self.engine = Engine(
                 self.plan,
                 phase,
                 model,
@@ -192,8 +210,7 @@ class _Run:
                 self.choices,
                 self.pixels,
                 self.store,
-                self.device,
-                self.identity,
+                self.addresses,
                 self.emit,
                 self.stop,
             )
@@ -213,6 +230,15 @@ class _Run:
             prefix=f"{engine.choice.mode}: {engine.choice.reason}",
         )
         freezing.check(model, phase)
+        with engine:
+            self._steps(phase, engine, live, train, val, started)
+        self._end_phase(phase, engine, live, before, time.perf_counter() - started)
+
+    def _steps(
+        self, phase: PhasePlan, engine: Engine, live: _Live, train: Pixels, val: Pixels | None, started: float
+    ) -> None:
+        """All steps of a phase, from where it stands, with an evaluation after each epoch."""
+        state = self.state
         order: Ids = np.empty(0, np.int64)
         order_epoch, epoch_started, epoch_images, told = -1, time.perf_counter(), 0, 0.0
         while state.step < phase.steps:
@@ -244,7 +270,6 @@ class _Run:
                 if phase.stop and state.waited >= phase.stop.patience:
                     break
             self._checkpoint(live, time.perf_counter() - started)
-        self._end_phase(phase, engine, live, before, time.perf_counter() - started)
 
     def _live(self, phase: PhasePlan, resume: Checkpoint | None) -> _Live:
         def clones() -> dict[str, Tensor]:
@@ -271,7 +296,7 @@ class _Run:
         optimizers.set_rates(live.optimizer, rates)
         live.optimizer.zero_grad(set_to_none=True)
         # Dropout and stochastic depth draw from torch's own stream: it starts anew at each step.
-        torch.manual_seed(key(self.plan.seed, phase.name, state.step, "network") >> 1)
+        self._seed(key(self.plan.seed, phase.name, state.step, "network") >> 1)
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device)
         for start in range(0, len(ids), phase.batch_size):
@@ -300,6 +325,12 @@ class _Run:
         state.correct += int(hits)
         state.seen += len(ids)
         return float(total / len(ids))
+
+    def _seed(self, seed: int) -> None:
+        # torch.manual_seed seeds every device that there could be, in milliseconds.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _update_average(self, phase: PhasePlan, average: dict[str, Tensor]) -> None:
         """Exponential moving average; its decay starts low so that a short phase forgets where it began."""
@@ -519,6 +550,7 @@ def train(
     """
     device = torch.device(device)
     store = store if store is not None else FeatureStore()
+    keep_freed_memory()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _Run(plan, backbone, pixels, emit, save, store, device, stop).train(resume)
 

@@ -1,0 +1,138 @@
+"""Tuned steps against the network's own: the same outputs and gradients, in float64 to many digits."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from tlrecipe.models.tuned import TunedSteps
+
+SIZE = 64
+
+
+class Stages(nn.Module):
+    """A depthwise stage with a stride and a large kernel, batch norms with and without a convolution bias."""
+
+    def __init__(self, kernel: int = 5, stride: int = 2, padding: int | str = 2):
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.depthwise = nn.Conv2d(6, 6, kernel, stride, padding, groups=6, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem_norm(self.stem(x)))
+        x = torch.relu(self.norm(self.depthwise(x)))
+        return torch.as_tensor(self.head(x.mean((2, 3))))
+
+
+def built(network: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    network.eval().double()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.uniform_(-0.5, 0.5, generator=generator)
+                module.running_var.uniform_(0.5, 2.0, generator=generator)
+                module.weight.uniform_(0.5, 2.0, generator=generator)
+                module.bias.uniform_(-0.5, 0.5, generator=generator)
+    return network
+
+
+def images(count: int = 5) -> Tensor:
+    return torch.rand(count, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    network.zero_grad()
+    logits = network(x)
+    # No kink of the loss near: every image counts with its own weight.
+    (logits * torch.arange(logits.numel()).view_as(logits).sin()).sum().backward()
+    return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None} | {
+        "logits": logits.detach()
+    }
+
+
+def assert_same_steps(network: nn.Module, folded: int, depthwise: int) -> None:
+    x = images()
+    plain = gradients(network, x)
+    tuned = TunedSteps(network, [x[:4]])
+    assert (tuned.folded, tuned.depthwise) == (folded, depthwise)
+    with tuned:
+        got = gradients(network, x)
+    assert got.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(
+            got[name], value, rtol=1e-9, atol=1e-9 * float(value.abs().max()), msg=name
+        )
+    after = gradients(network, x)
+    assert all(torch.equal(after[name], value) for name, value in plain.items()), "left no trace"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [(5, 1, 2), (5, 2, 2), (5, 2, 0), (7, 3, 1), (7, 1, "same")],
+)
+def test_gradients_are_those_of_the_layers(kernel: int, stride: int, padding: int | str) -> None:
+    assert_same_steps(built(Stages(kernel, stride, padding)), folded=2, depthwise=1)
+
+
+def test_a_small_kernel_keeps_its_own_gradient() -> None:
+    assert_same_steps(built(Stages(3, 1, 1)), folded=2, depthwise=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "folded", "depthwise"),
+    [("tf_efficientnet_lite0", 49, 9), ("resnet18", 20, 0), ("test_convnext", 0, 9), ("test_vit", 0, 0)],
+)
+def test_networks_of_the_library(name: str, folded: int, depthwise: int) -> None:
+    size = {"img_size": SIZE} if "vit" in name else {}
+    assert_same_steps(built(timm.create_model(name, num_classes=4, **size)), folded, depthwise)
+
+
+def test_a_norm_that_trains_its_statistics_is_left_alone() -> None:
+    network = built(Stages())
+    assert isinstance(network, Stages)
+    network.norm.train()
+    twin = copy.deepcopy(network)
+    tuned = TunedSteps(network, [images(4)])
+    assert (tuned.folded, tuned.depthwise) == (1, 1)
+    assert network.norm.training
+    with tuned:
+        network(images())
+    twin(images())
+    assert network.norm.running_mean is not None and twin.norm.running_mean is not None
+    torch.testing.assert_close(network.norm.running_mean, twin.norm.running_mean)
+
+
+class ReadTwice(Stages):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return torch.as_tensor(self.head((self.stem_norm(x) + x).mean((2, 3))))
+
+
+def test_an_output_that_something_else_reads_is_not_folded() -> None:
+    network = built(ReadTwice())
+    tuned = TunedSteps(network, [images(4)])
+    assert tuned.folded == 0
+
+
+def test_frozen_parameters_get_no_gradient() -> None:
+    network = built(Stages())
+    assert isinstance(network, Stages)
+    network.norm.requires_grad_(False)
+    network.depthwise.requires_grad_(False)
+    tuned = TunedSteps(network, [images(4)])
+    assert tuned.depthwise == 0
+    with tuned:
+        found = gradients(network, images())
+    assert found.keys() == {"stem.weight", "stem.bias", "stem_norm.weight", "stem_norm.bias"} | {
+        "head.weight",
+        "head.bias",
+        "logits",
+    }

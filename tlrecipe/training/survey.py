@@ -1,0 +1,384 @@
+"""What is done about the frozen part of each phase: store its output, run it each time, or neither.
+
+The choices are made at the start of a run, from measurements on its own network and machine, and are
+recorded: timings are never the same twice, and a resumed run has to do what the first one did.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import ceil, prod
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from tlrecipe.data.pixels import Pixels
+from tlrecipe.files import size_text
+from tlrecipe.language.spec import Augment
+from tlrecipe.models.fast import DTYPES, Precision, best_precision, fast_copy, node_seconds, synchronize
+from tlrecipe.models.prefix import Frozen, Split, mixed_modules, proved, split
+from tlrecipe.planning.facts import Preprocessing
+from tlrecipe.planning.plan import PhasePlan, Plan
+from tlrecipe.training import freezing
+from tlrecipe.training.features import FeatureStore, content_key
+
+Mode = Literal["store", "recompute", "plain"]
+
+# Below this share of a phase's time, storing is not worth its bytes.
+_WORTHWHILE = 0.1
+# Bytes per second that stored features are read with, far below what memory gives: a safe side.
+_READ_SPEED = 2e9
+# Images per pass through a prefix that are tried on a CPU. Small batches stay in its cache.
+_CHUNKS = (8, 16, 32)
+_GPU_CHUNK = 256
+# Images of the step that is timed.
+_STEP = 8
+
+
+class PixelSource(Protocol):
+    """Gives the decoded images of a split (``train``, ``val``, ``test``), or None if there are none."""
+
+    def __call__(self, split: str, preprocessing: Preprocessing) -> Pixels | None: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is done about a phase's frozen prefix, and why. Plain values: it is saved and shown."""
+
+    mode: Mode
+    reason: str
+    cut: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    precision: Precision = "fp32"
+    views: int = 0
+    """Passes over the prefix per image that the store keeps: 1, 2 with a flip, K by ``views = K``."""
+    feature_bytes: int = 0
+    """Bytes of one image's features, one view."""
+    chunk: int = 16
+    """Images per pass through the prefix."""
+    prefix_seconds: float = 0.0
+    """Measured seconds of the fast prefix per image; 0 where nothing had to be measured."""
+    step_seconds: float = 0.0
+    """Measured seconds of a training step per image, without the prefix; 0 likewise."""
+    tuned: bool = False
+    """Train by :class:`~tlrecipe.models.tuned.TunedSteps`."""
+    autocast: bool = False
+    """Train in bfloat16 by autocast."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Choice:
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+
+def views_of(augment: Augment) -> int | None:
+    """Distinct views that make the augmentation's distribution exact, or None if there are endless ones."""
+    if augment.views is not None:
+        return augment.views
+    if augment == Augment(hflip=augment.hflip):
+        return 2 if augment.hflip else 1
+    return None
+
+
+def by_views(phase: PhasePlan, name: str) -> bool:
+    """Whether the images of a split are seen in the random views of ``views = K``."""
+    return name == "train" and phase.augment.views is not None
+
+
+def preprocessing_of(plan: Plan, phase: PhasePlan) -> Preprocessing:
+    return replace(plan.preprocessing, size=phase.size)
+
+
+def split_phase(
+    plan: Plan, phase: PhasePlan, model: nn.Module, taps: Sequence[tuple[str, ...]] = ()
+) -> Split:
+    """Split a network that is in the modes of ``phase``. Splits of all phases of a plan share names."""
+    open_modules = frozenset().union(*(mixed_modules(model, each.trainable) for each in plan.phases))
+    frozen = Frozen(phase.trainable, phase.train_modules)
+    return split(model, frozen, phase.size, open_modules=open_modules, taps=taps)
+
+
+# --------------------------------------------------------------------------- where features are kept
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the feature store keeps what a run computes: by all that the numbers depend on."""
+
+    plan: Plan
+    identity: str
+    """The architecture."""
+    device: torch.device
+
+    def of(
+        self,
+        phase: PhasePlan,
+        parts: Split,
+        weights: str,
+        pixels: Pixels,
+        name: str,
+        view: int,
+        precision: Precision,
+    ) -> str:
+        """The key of a split's features in one view; ``weights`` is the digest of the prefix."""
+        return content_key(
+            pixels=pixels.digest,
+            preprocessing=preprocessing_of(self.plan, phase).as_dict(),
+            view=self.view_name(phase, name, view),
+            prefix=weights,
+            nodes=parts.nodes,
+            precision=precision,
+            backbone=self.identity,
+            torch=torch.__version__,
+            processor=(platform.machine(), torch.backends.cpu.get_cpu_capability(), self.device.type),
+        )
+
+    def view_name(self, phase: PhasePlan, name: str, view: int) -> str:
+        if by_views(phase, name):
+            return f"{phase.augment.model_dump_json()} {self.plan.seed} {view}"
+        return "flipped" if view else "as it is"
+
+
+def prefix_digest(parts: Split) -> str:
+    """SHA-256 of the weights and buffers of a prefix, as they are now."""
+    assert parts.prefix is not None
+    return freezing.digest(sorted(parts.prefix.state_dict().items()))
+
+
+def outlives(plan: Plan, phase: PhasePlan, other: PhasePlan, parts: Split) -> bool:
+    """Whether the prefix ``parts`` of ``other``, a later phase, is the same when ``phase`` begins."""
+    if parts.prefix is None or other.size != phase.size:
+        return False
+    names = set(parts.prefix.state_dict())
+    between = plan.phases[phase.index : other.index]
+    return not any(names & (each.trainable | each.moving_buffers) for each in between)
+
+
+# --------------------------------------------------------------------------- the choice
+
+
+def survey(
+    plan: Plan,
+    model: nn.Module,
+    pixels: PixelSource,
+    store: FeatureStore,
+    addresses: Addresses,
+    known: Sequence[Choice] = (),
+) -> tuple[list[Split], list[Choice]]:
+    """Split the network for every phase and choose what to do about each prefix.
+
+    ``known`` are choices of an earlier start of the same run; they are kept.
+    """
+    splits = []
+    for phase in plan.phases:
+        freezing.apply(model, phase)
+        parts = split_phase(plan, phase, model)
+        if phase.index >= len(known) and plan.features != "off":
+            parts = proved(model, parts, _sample(phase, addresses.device, 3))
+        splits.append(parts)
+    choices = list(known)
+    clock = _PrefixClock(plan, splits, addresses.device)
+    for phase in plan.phases[len(known) :]:
+        freezing.apply(model, phase)
+        choices.append(_Chooser(plan, phase, splits, choices, clock, pixels, store, addresses).choose())
+    return splits, choices
+
+
+def _sample(phase: PhasePlan, device: torch.device, count: int) -> Tensor:
+    sample = torch.rand(count, 3, phase.size, phase.size, device=device)
+    return sample.to(memory_format=torch.channels_last)
+
+
+@dataclass
+class _Chooser:
+    """The choice for one phase, given those of the phases before it."""
+
+    plan: Plan
+    phase: PhasePlan
+    splits: Sequence[Split]
+    earlier: Sequence[Choice]
+    clock: _PrefixClock
+    pixels: PixelSource
+    store: FeatureStore
+    addresses: Addresses
+
+    def choose(self) -> Choice:
+        plan, phase, device = self.plan, self.phase, self.addresses.device
+        parts = self.splits[phase.index]
+        # On CPUs the backward of depthwise convolutions is slower in bfloat16 than what the rest gains.
+        autocast = device.type == "cuda" and plan.precision != "fp32" and torch.cuda.is_bf16_supported()
+        if plan.features == "off":
+            return Choice("plain", 'compute.features = "off"', autocast=autocast)
+        # Known to help on CPUs; it rounds differently, which strict numbers rule out.
+        tuned = device.type == "cpu" and plan.precision != "fp32"
+        if parts.prefix is None:
+            return Choice("plain", parts.note, tuned=tuned, autocast=autocast)
+        precision, why = self._precision(parts.prefix)
+        choice = Choice(
+            "store",
+            "",
+            parts.cut,
+            parts.nodes,
+            precision,
+            views_of(phase.augment) or 0,
+            sum(prod(shape) for shape in parts.shapes) * DTYPES[precision].itemsize,
+            tuned=tuned,
+            autocast=autocast,
+        )
+        if plan.features == "auto" and self._found(parts, choice):
+            choice = replace(choice, reason="found in the store, from an earlier run")
+        else:
+            chunk, prefix_seconds = self.clock.of(phase.index, precision)
+            step_seconds = _step_seconds(parts, phase, len(plan.classes), device)
+            choice = replace(choice, chunk=chunk, prefix_seconds=prefix_seconds, step_seconds=step_seconds)
+            mode, reason = self._store_or_not(choice)
+            choice = replace(choice, mode=mode, reason=reason)
+        return replace(choice, reason=f"{choice.reason}; {precision}: {why}")
+
+    def _precision(self, prefix: nn.Module) -> tuple[Precision, str]:
+        return best_precision(prefix, _sample(self.phase, self.addresses.device, 16), self.plan.precision)
+
+    def _found(self, parts: Split, choice: Choice) -> bool:
+        """Whether everything that the phase would store is there."""
+        if not choice.views or not outlives(self.plan, self.plan.phases[0], self.phase, parts):
+            return False
+        weights = prefix_digest(parts)
+        return all(
+            self.store.has(self.addresses.of(self.phase, parts, weights, found, name, view, choice.precision))
+            for name, views in (("train", choice.views), ("val", 1))
+            if (found := self.pixels(name, preprocessing_of(self.plan, self.phase))) is not None
+            for view in range(views)
+        )
+
+    def _passed(self, choice: Choice) -> bool:
+        """Whether an earlier phase computes what this one would store in the same pass."""
+        parts = self.splits[self.phase.index]
+        return any(
+            before.mode == "store"
+            and before.precision == choice.precision
+            and before.views >= choice.views
+            and self.plan.phases[index].augment.views == self.phase.augment.views
+            and outlives(self.plan, self.plan.phases[index], self.phase, parts)
+            for index, before in enumerate(self.earlier)
+        )
+
+    def _store_or_not(self, choice: Choice) -> tuple[Mode, str]:
+        """The cost model: seconds saved by reading features instead of computing them, against bytes."""
+        plan, phase, views = self.plan, self.phase, choice.views
+        if plan.features == "recompute":
+            return "recompute", 'compute.features = "recompute"'
+        if not views:
+            return "recompute", "the augmentation has endless outcomes, so each epoch sees new ones"
+        images = plan.counts["train"] + plan.counts.get("val", 0)
+        size = (plan.counts["train"] * views + plan.counts.get("val", 0)) * choice.feature_bytes
+        room = self.store.memory_bytes if self.store.folder is None else self.store.limit_bytes
+        passes = ceil(phase.epochs)
+        where = f"{size_text(size)} for {images} images"
+        if plan.features == "store":
+            return "store", f'compute.features = "store"; {where}'
+        if size > room:
+            return "recompute", f"features would take {where}, more than the {size_text(room)} allowed"
+        read = choice.feature_bytes / _READ_SPEED
+        whole = (choice.prefix_seconds + choice.step_seconds) * passes
+        saved = max(0.0, choice.prefix_seconds - read) * passes
+        if self._passed(choice):
+            if saved < _WORTHWHILE * whole:
+                return "recompute", self._too_little(choice, where)
+            return "store", f"{where} come from the pass of an earlier phase, and replace {passes} passes"
+        if passes < views:
+            return "recompute", f"{passes} epochs are fewer than the {views} views that would be stored"
+        saved -= choice.prefix_seconds * views
+        # One pass more or less is all there is to lose where epochs equal views; later phases and runs gain.
+        if passes > views and saved < _WORTHWHILE * whole:
+            return "recompute", self._too_little(choice, where)
+        if passes == views and choice.prefix_seconds < choice.step_seconds * _WORTHWHILE:
+            return "recompute", self._too_little(choice, where)
+        factor = passes * choice.prefix_seconds / (views * choice.prefix_seconds + passes * read)
+        return "store", f"{where} replace {passes} passes by {views}, {factor:.1f} times less prefix work"
+
+    def _too_little(self, choice: Choice, where: str) -> str:
+        share = choice.prefix_seconds / (choice.prefix_seconds + choice.step_seconds)
+        return f"the frozen part is {share:.0%} of the work, too little to store {where}"
+
+
+# --------------------------------------------------------------------------- measurements
+
+
+class _PrefixClock:
+    """Seconds per image of the prefix of each phase, from one measurement where one contains the others."""
+
+    def __init__(self, plan: Plan, splits: Sequence[Split], device: torch.device):
+        self.plan, self.splits, self.device = plan, splits, device
+        self._measured: list[tuple[int, Precision, int, dict[str, float]]] = []
+
+    def of(self, index: int, precision: Precision) -> tuple[int, float]:
+        """Images per pass that give most images per second, and seconds per image then."""
+        size = self.plan.phases[index].size
+        names = _node_names(self.splits[index])
+        for measured_size, measured_precision, chunk, times in self._measured:
+            if (measured_size, measured_precision) == (size, precision) and names <= times.keys():
+                return chunk, sum(times[name] for name in names)
+        # The deepest prefix that contains this one answers for all between.
+        deepest = max(
+            (
+                other.index
+                for other in self.plan.phases
+                if other.size == size and names <= _node_names(self.splits[other.index])
+            ),
+            key=lambda other: len(_node_names(self.splits[other])),
+        )
+        chunk, times = self._measure(deepest, precision)
+        self._measured.append((size, precision, chunk, times))
+        return chunk, sum(times[name] for name in names)
+
+    def _measure(self, index: int, precision: Precision) -> tuple[int, dict[str, float]]:
+        parts, phase = self.splits[index], self.plan.phases[index]
+        assert parts.prefix is not None
+        chunks = _CHUNKS if self.device.type == "cpu" else (_GPU_CHUNK,)
+        sample = _sample(phase, self.device, max(chunks))
+        fast = fast_copy(parts.prefix, sample[:4], precision)
+        assert isinstance(fast, fx.GraphModule)
+        sample = sample.to(DTYPES[precision])
+        timed = {count: node_seconds(fast, sample[:count]) for count in chunks}
+        best = min(timed, key=lambda count: sum(timed[count].values()) / count)
+        return best, {name: seconds / best for name, seconds in timed[best].items()}
+
+
+def _node_names(parts: Split) -> frozenset[str]:
+    """The nodes of a prefix that compute, by their names, which all splits of a plan share."""
+    if not isinstance(parts.prefix, fx.GraphModule):
+        return frozenset()
+    graph = parts.prefix.graph
+    return frozenset(node.name for node in graph.nodes if node.op not in ("placeholder", "output"))
+
+
+def _step_seconds(parts: Split, phase: PhasePlan, classes: int, device: torch.device) -> float:
+    """Seconds per image of one forward and backward pass of what trains, which leaves no trace in it."""
+    suffix = parts.suffix
+    with torch.no_grad():
+        assert parts.prefix is not None
+        features = [part.clone() for part in parts.prefix(_sample(phase, device, _STEP))]
+    labels = torch.arange(_STEP, device=device) % classes
+    buffers = {name: buffer.clone() for name, buffer in suffix.named_buffers()}
+    best = float("inf")
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(2):
+            synchronize(device)
+            start = time.perf_counter()
+            loss = nn.functional.cross_entropy(suffix(*(part.clone() for part in features)), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            synchronize(device)
+            best = min(best, time.perf_counter() - start)
+    with torch.no_grad():
+        for name, buffer in suffix.named_buffers():
+            buffer.copy_(buffers[name])
+    for parameter in suffix.parameters():
+        parameter.grad = None
+    return best / _STEP
