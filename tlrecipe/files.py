@@ -62,6 +62,10 @@ def cache_dir() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("tlrecipe"))
 
 
+FEATURES = "features"
+"""Folder of the feature store in the cache folder."""
+
+
 def read(path: Path, *, code: str, limit: int | None = None) -> bytes:
     """The bytes of a regular file.
 

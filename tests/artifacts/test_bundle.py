@@ -199,10 +199,12 @@ def test_values_that_are_not_finite_are_refused(bundle: Path) -> None:
     refused(bundle, "`fc.bias` that are not finite")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "bundle.json"])
-def test_missing_files_and_fifos_are_refused_at_once(name: str, bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "missing"), [("model.safetensors", "ENOENT"), ("bundle.json", "nor a model bundle")]
+)
+def test_missing_files_and_fifos_are_refused_at_once(name: str, missing: str, bundle: Path) -> None:
     (bundle / name).unlink()
-    refused(bundle, "ENOENT")
+    refused(bundle, missing)
     os.mkfifo(bundle / name)
     refused(bundle, "not a regular file")
 

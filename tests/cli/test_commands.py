@@ -13,9 +13,9 @@ import pytest
 from project import RECIPE, invoke, write_images
 
 from tlrecipe import files
-from tlrecipe.cli import checking
 from tlrecipe.cli.app import cli
 from tlrecipe.language.diagnostics import CODES, Diagnostic, TlrecipeError
+from tlrecipe.workflow import checking
 
 # Frozen layers need trained weights; explaining them does not need the weights to be there.
 FROZEN = [
@@ -440,13 +440,11 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None
 def test_checking_is_one_function_for_all_commands(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def check(path: Path, overrides: object, *, needs_data: bool) -> object:
+    def plan(path: Path, overrides: object, *, needs_data: bool = False) -> object:
         asked.append(needs_data)
         raise TlrecipeError.of("TLR104", "stop here")
 
-    for module in ("validate", "run"):
-        monkeypatch.setattr(f"tlrecipe.cli.{module}.check", check)
-    monkeypatch.setattr(checking, "check", check)
+    monkeypatch.setattr(checking, "plan", plan)
     for command in ("validate", "explain", "run"):
         assert invoke(command, project / "tiny.toml").exit_code == 3
     assert asked == [False, False, True]

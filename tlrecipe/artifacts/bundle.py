@@ -245,11 +245,13 @@ class Model:
         self.preprocessing = Preprocessing(**bundle.preprocessing.model_dump())
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Model:
-        """Load and check a bundle.
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> Model:
+        """Load and check a bundle: ``folder``, or the folder ``model`` of the run directory ``folder``.
 
-        Raises TLR504 where a file is missing, damaged, of another format, or does not fit the others.
+        Raises TLR504 where there is none, or where a file is missing, damaged, of another format, or does
+        not fit the others.
         """
+        folder = find_bundle(Path(folder))
         bundle = _read_bundle(folder / BUNDLE)
         digest = files.sha256(folder / WEIGHTS, code="TLR504")
         if digest != bundle.model_sha256:
@@ -275,12 +277,14 @@ class Model:
         precision = self.bundle.precision if native_bf16(device.type) else "fp32"
         return Inference(self.model, self.bundle.heads, self.preprocessing.size, precision=precision)
 
-    def predict(self, paths: Iterable[Path], top: int = 1, batch_size: int = 32) -> Iterator[Prediction]:
+    def predict(
+        self, paths: Iterable[str | Path], top: int = 1, batch_size: int = 32
+    ) -> Iterator[Prediction]:
         """One prediction per file, in the order given; a file that cannot be used has its error instead.
 
         ``top`` is how many of the most probable classes each prediction lists.
         """
-        decoded = decode_files(list(paths), self.preprocessing)
+        decoded = decode_files([Path(path) for path in paths], self.preprocessing)
         while batch := list(itertools.islice(decoded, batch_size)):
             images = [image for _, image in batch if isinstance(image, Tensor)]
             ranked = iter(self._ranked(torch.stack(images), top) if images else ())

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 def pick_device(wanted: str) -> torch.device:
     """The device for ``auto``, ``cpu`` or ``cuda``. Raises a usage error where there is no such device."""
-    import torch
+    from tlrecipe.workflow import device
 
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise click.UsageError("--device cuda: this machine, or this build of PyTorch, has no CUDA device")
-    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
+    try:
+        return device.pick_device(wanted)
+    except ValueError as error:
+        raise click.UsageError(f"--{error}") from error

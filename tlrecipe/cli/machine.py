@@ -12,9 +12,6 @@ from tlrecipe import files
 from tlrecipe.cli import console
 from tlrecipe.language.diagnostics import TlrecipeError
 
-FEATURES = "features"
-"""Folder of the feature store in the cache folder."""
-
 
 def print_cache() -> None:
     """Print what the cache folder holds: stored features one by one, the rest by folder."""
@@ -22,7 +19,7 @@ def print_cache() -> None:
 
     folder = files.cache_dir()
     console.out(str(folder))
-    for entry in entries_of(folder / FEATURES):
+    for entry in entries_of(folder / files.FEATURES):
         about = entry.about
         age = _age(time.time() - entry.used)
         console.out(
@@ -43,7 +40,7 @@ def clear_cache() -> None:
 
 
 def _sizes(folder: Path) -> Iterator[tuple[Path, int]]:
-    for name in (FEATURES, "pixels", "tables"):
+    for name in (files.FEATURES, "pixels", "tables"):
         place = folder / name
         if place.is_dir():
             yield place, sum(file.stat().st_size for file in place.rglob("*") if file.is_file())

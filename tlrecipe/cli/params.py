@@ -54,8 +54,8 @@ def params(path: Path, patterns: Sequence[str], overrides: Sequence[str], depth:
 
 def _classes(recipe: Recipe) -> int:
     """Classes of the data where it is there: they are the size of the head."""
-    from tlrecipe.cli.checking import PLACEHOLDER_CLASSES
     from tlrecipe.data.sources import list_data
+    from tlrecipe.workflow.checking import PLACEHOLDER_CLASSES
 
     try:
         return len(list_data(recipe.data, recipe.seed).info.classes)

@@ -153,6 +153,10 @@ def _test(fields: Mapping[str, Any]) -> str:
     return _metrics("test", fields)
 
 
+def _resume(fields: Mapping[str, Any]) -> str:
+    return f"going on in phase {fields['phase'] + 1} after step {fields['step']}"
+
+
 def _warning(fields: Mapping[str, Any]) -> str:
     return f"warning: {printable(fields['message'])}"
 
@@ -180,5 +184,6 @@ _ALWAYS = {
     "epoch": _epoch,
     "phase_end": _phase_end,
     "test": _test,
+    "resume": _resume,
     "warning": _warning,
 }

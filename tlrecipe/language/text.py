@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from tlrecipe.language.grammar import as_written, check
 from tlrecipe.language.layers import Layer, absolute_paths, apply_overrides, read_layers
 from tlrecipe.language.source import Source, read_source
 from tlrecipe.language.spec import Recipe
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Changes of a recipe: texts as for ``--set``, or values by key: ``{"phase.finetune.epochs": 3}``."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +48,31 @@ class Document:
         return tomli_w.dumps(_in_order(self.recipe.model_dump(mode="json", exclude_none=True)))
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Document:
+def load(path: str | Path, overrides: Overrides = ()) -> Document:
     """Read a recipe file, what it extends, and overrides such as ``phase.finetune.epochs=3``.
+
+    Overrides are texts whose right side is TOML, or a mapping of keys to values.
 
     Raises:
         TlrecipeError: TLR001 to TLR006 where a text cannot be read, else every mistake in the grammar
             (TLR101, TLR102, TLR103), in patterns (TLR106) and in names (TLR109), in the order of places.
     """
+    path = Path(path)
     return _document(read_source(path), path, overrides, file=path)
 
 
 def loads(
-    text: str, *, name: str = "<string>", base: Path = Path(), overrides: Sequence[str] = ()
+    text: str, *, name: str = "<string>", base: str | Path = Path(), overrides: Overrides = ()
 ) -> Document:
     """Like :func:`load`, for a text; ``base`` is the folder that its paths are relative to."""
-    return _document(Source(name, text, base.absolute()), Path(name), overrides)
+    return _document(Source(name, text, Path(base).absolute()), Path(name), overrides)
 
 
-def _document(source: Source, path: Path, overrides: Sequence[str], file: Path | None = None) -> Document:
+def _document(source: Source, path: Path, overrides: Overrides, file: Path | None = None) -> Document:
+    if isinstance(overrides, str):
+        overrides = [overrides]
+    elif isinstance(overrides, Mapping):
+        overrides = [f"{key}={_toml(value)}" for key, value in overrides.items()]
     layer, mistakes = apply_overrides(read_layers(source, file), overrides)
     layer = absolute_paths(layer)
     recipe, more = check(layer.plain())
@@ -69,6 +80,20 @@ def _document(source: Source, path: Path, overrides: Sequence[str], file: Path |
         found = _located(layer, [*mistakes, *more])
         raise TlrecipeError(sorted(found, key=lambda item: _order(item, source.name)))
     return Document(recipe, path, source.text, layer)
+
+
+def _toml(value: Any) -> str:
+    """A value on one line, as the right side of an override."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml(str(key))} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # JSON's escapes are TOML's too, and DEL is the one character that only TOML wants escaped.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _in_order(value: Any) -> Any:

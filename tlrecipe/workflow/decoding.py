@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tlrecipe import files
-from tlrecipe.cli.progress import Receiver
 from tlrecipe.data.listing import Listing
 from tlrecipe.data.pixels import Pixels, decode_split
 from tlrecipe.language.diagnostics import Diagnostic
 from tlrecipe.planning.facts import Preprocessing
+
+if TYPE_CHECKING:
+    from tlrecipe.training.engine import Emit
 
 
 class DecodedData:
@@ -20,7 +22,7 @@ class DecodedData:
         seconds: spent on decoding so far.
     """
 
-    def __init__(self, listing: Listing, on_bad: Literal["error", "skip"], emit: Receiver):
+    def __init__(self, listing: Listing, on_bad: Literal["error", "skip"], emit: Emit):
         self.seconds = 0.0
         self._listing, self._on_bad, self._emit = listing, on_bad, emit
         self._kept: dict[str, Pixels] = {}

@@ -1,0 +1,107 @@
+"""A trained model measured on labelled images, from its bundle alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tlrecipe.artifacts.bundle import Model
+from tlrecipe.data.listing import Listing
+from tlrecipe.data.pixels import Pixels
+from tlrecipe.data.sources import list_data
+from tlrecipe.language.diagnostics import TlrecipeError
+from tlrecipe.language.spec import DataSpec, FolderData
+from tlrecipe.language.text import load
+from tlrecipe.training.engine import Emit
+from tlrecipe.training.evaluate import evaluate_pixels, wilson_interval
+from tlrecipe.workflow.decoding import DecodedData, left_out
+from tlrecipe.workflow.device import pick_device
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model came to on one split."""
+
+    split: str
+    """``"test"``, ``"val"`` or ``"train"``."""
+    metrics: dict[str, Any]
+    """``loss`` (mean cross-entropy in nats), ``accuracy``, ``count`` (images), ``precision`` (what was
+    computed in) and ``accuracy_interval`` (95 %, Wilson)."""
+
+
+def evaluate(
+    model: Model | str | Path,
+    data: str | Path | None = None,
+    *,
+    device: torch.device | str = "auto",
+    on_event: Emit = lambda kind, /, **fields: None,
+) -> Measured:
+    """Loss and accuracy on the test split, or on the validation split where there is no other.
+
+    Args:
+        model: A model, or the run directory or bundle folder that it is loaded from.
+        data: A folder or zip of images, or a recipe whose data is meant; by default the data that the
+            model was trained with. A folder without split folders is evaluated whole.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a device of torch, for a model that is loaded here.
+        on_event: Called with the events ``data`` and ``warning``.
+
+    Raises:
+        TlrecipeError: TLR401, TLR402 or TLR404 where the data cannot be used, TLR403 where its classes are
+            not the model's, TLR504 where there is no sound model.
+        ValueError: where there is no such device.
+    """
+    if not isinstance(model, Model):
+        model = Model.load(model, pick_device(device))
+    spec, seed = (model.bundle.data, model.bundle.recipe.seed) if data is None else _chosen(Path(data))
+    listing = list_data(spec, seed)
+    _check_classes(listing.info.classes, model.classes)
+    split = _split(listing, whole=data is not None)
+    pixels = DecodedData(listing, spec.on_bad, on_event)(split, model.preprocessing)
+    assert pixels is not None
+    for odd in (*listing.warnings, *left_out(pixels, listing)):
+        on_event("warning", message=odd.message)
+    pixels = _relabelled(pixels, listing.info.classes, model.classes)
+    found = evaluate_pixels(model.inference, pixels, model.preprocessing)
+    metrics = {**found.as_dict(), "count": found.count, "precision": model.inference.precision}
+    return Measured(split, metrics | {"accuracy_interval": wilson_interval(found.accuracy, found.count)})
+
+
+def _chosen(data: Path) -> tuple[DataSpec, int]:
+    if data.suffix == ".toml":
+        recipe = load(data).recipe
+        return recipe.data, recipe.seed
+    return FolderData(source="folder", path=str(data), val=0.0), 0
+
+
+def _split(listing: Listing, *, whole: bool) -> str:
+    for split in ("test", "val", "train") if whole else ("test", "val"):
+        if split in listing.splits:
+            return split
+    raise TlrecipeError.of(
+        "TLR401",
+        f"`{listing.info.origin}` has neither a test nor a validation split",
+        help="name other data with --data",
+    )
+
+
+def _check_classes(found: Sequence[str], known: Sequence[str]) -> None:
+    more, fewer = sorted(set(found) - set(known)), sorted(set(known) - set(found))
+    if more or fewer:
+        parts = [
+            f"{what} {', '.join(f'`{name}`' for name in names[:_EXAMPLES])}{' …' * (len(names) > _EXAMPLES)}"
+            for what, names in (("the model does not know", more), ("the data lacks", fewer))
+            if names
+        ]
+        raise TlrecipeError.of("TLR403", f"the classes are not the model's: {'; '.join(parts)}")
+
+
+def _relabelled(pixels: Pixels, found: Sequence[str], known: Sequence[str]) -> Pixels:
+    """Labels in the model's order of classes: the data sorts them by name, the model may not."""
+    place = {name: index for index, name in enumerate(known)}
+    return replace(pixels, labels=torch.tensor([place[name] for name in found])[pixels.labels])

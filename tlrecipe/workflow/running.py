@@ -1,0 +1,346 @@
+"""From a recipe to a run directory with a trained model, and from where a run stopped to its end."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tlrecipe import files
+from tlrecipe.artifacts import checkpoint
+from tlrecipe.artifacts.bundle import write_bundle
+from tlrecipe.artifacts.environment import environment, version
+from tlrecipe.artifacts.rundir import RunDirectory, refuse_used
+from tlrecipe.artifacts.runs import Run
+from tlrecipe.data.pixels import duplicates
+from tlrecipe.language.diagnostics import TlrecipeError
+from tlrecipe.language.text import Document, Overrides
+from tlrecipe.models.backbones import Backbone, build
+from tlrecipe.training.engine import Emit, Stopped
+from tlrecipe.training.features import FeatureStore
+from tlrecipe.training.interpreter import Checkpoint, RunResult, train
+from tlrecipe.workflow.checking import Checked, located, plan
+from tlrecipe.workflow.decoding import DecodedData, left_out
+from tlrecipe.workflow.device import pick_device
+
+Stop = Callable[[], bool] | AbstractContextManager[Callable[[], bool]]
+"""Says whether a run shall stop. A context manager that gives such a function is entered while the run
+can save a checkpoint and stop by itself: that is where signals may wait."""
+
+# Events that come many times a second; the log does without them.
+_FLEETING = ("step", "data", "features")
+
+
+def _silent(kind: str, /, **fields: Any) -> None:
+    """Receives events and forgets them."""
+
+
+def _never() -> bool:
+    return False
+
+
+def run(
+    recipe: str | Path | Document | Checked,
+    overrides: Overrides = (),
+    *,
+    run_dir: str | Path | None = None,
+    device: torch.device | str = "auto",
+    on_event: Emit = _silent,
+    stop: Stop = _never,
+    started: float | None = None,
+) -> Run:
+    """Validate, plan, train every phase, evaluate on the test split and write the run directory.
+
+    Args:
+        recipe: A recipe file, what :func:`tlrecipe.load` gave, or what :func:`tlrecipe.plan` gave.
+        overrides: Values to change in a recipe file; see :func:`tlrecipe.load`.
+        run_dir: Where to write; by default a new folder ``runs/<recipe>/<time>-<id>``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, or a device of torch.
+        on_event: Called with each event of the run: its kind, and its fields by name. The warnings of a
+            recipe that is checked here are events too.
+        stop: Asked after each step; once it says yes, the run saves a checkpoint and returns.
+        started: :func:`time.perf_counter` when the work began, for the result's ``seconds``; now if None.
+
+    Raises:
+        TlrecipeError: with every mistake in the recipe, its data or its weights, before anything is
+            written; TLR601 where ``run_dir`` holds anything; TLR404 for images that cannot be used;
+            TLR701 where a loss is not finite; TLR901.
+        ValueError: where there is no such device.
+    """
+    started = time.perf_counter() if started is None else started
+    if isinstance(recipe, Checked) and recipe.listing is not None and not overrides:
+        checked = recipe
+    else:
+        checked = plan(_document(recipe), overrides, needs_data=True)
+        for warning in checked.warnings:
+            on_event("warning", message=warning.message)
+    if run_dir is not None:
+        run_dir = Path(run_dir)
+        refuse_used(run_dir)
+    where = _prepared(checked, device)
+    backbone = _backbone(checked)
+    with RunDirectory.create(checked.plan.name, path=run_dir) as directory:
+        directory.write_text("recipe.toml", checked.document.text)
+        directory.write_text("recipe.resolved.toml", checked.document.resolved())
+        directory.write_json("plan.json", checked.plan.as_dict())
+        directory.write_json("environment.json", environment(where))
+        return _carried_out(checked, backbone, directory, where, on_event, stop, started, None)
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    device: torch.device | str = "auto",
+    strict: bool = False,
+    on_event: Emit = _silent,
+    stop: Stop = _never,
+    started: float | None = None,
+) -> Run:
+    """Go on with a run from its newest valid checkpoint, to the result that it would have had.
+
+    A run that is complete is returned as it is.
+
+    Args:
+        run_dir: The run directory.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, or a device of torch.
+        strict: Refuse where versions, threads or processor are not those of the checkpoint, which may
+            change the last bits of the result; otherwise that is a warning.
+        on_event, stop, started: As for :func:`run`.
+
+    Raises:
+        TlrecipeError: TLR601 where the folder is no run directory or another process works in it, TLR602
+            where no checkpoint can be used or it is not of this recipe and these images, and what
+            :func:`run` raises.
+        ValueError: where there is no such device.
+    """
+    started = time.perf_counter() if started is None else started
+    path = Path(run_dir)
+    if (before := Run.load(path)).complete:
+        return before
+    checked = plan(path / "recipe.resolved.toml", needs_data=True)
+    where = _prepared(checked, device)
+    with RunDirectory(path) as directory:
+        saved, damaged = checkpoint.newest(directory.checkpoints)
+        for sentence in damaged:
+            on_event("warning", message=f"checkpoint {sentence}; going on from an older one")
+        if saved is None:
+            _refuse_progress(path)
+            on_event("warning", message="the run stopped before its first checkpoint: it begins again")
+        else:
+            if changed := _numerics_changed(saved.run, run_facts(checked, {}, where)):
+                if strict:
+                    raise TlrecipeError.of("TLR602", changed)
+                on_event("warning", message=changed)
+            state = saved.values["state"]
+            directory.cut_metrics(int(state["records"]))
+            on_event("resume", phase=int(state["phase"]), step=int(state["step"]))
+        return _carried_out(checked, _backbone(checked), directory, where, on_event, stop, started, saved)
+
+
+# --------------------------------------------------------------------------- what both do
+
+
+def _document(recipe: str | Path | Document | Checked) -> str | Path | Document:
+    return recipe.document if isinstance(recipe, Checked) else recipe
+
+
+def _prepared(checked: Checked, device: torch.device | str) -> torch.device:
+    where = pick_device(device)
+    if checked.plan.threads is not None:
+        torch.set_num_threads(checked.plan.threads)
+    return where
+
+
+def _backbone(checked: Checked) -> Backbone:
+    recipe = checked.document.recipe
+    with located(checked.document):
+        classes = len(checked.plan.classes)
+        return build(recipe.backbone, recipe.head, classes, recipe.seed, recipe.data.size)
+
+
+def _carried_out(
+    checked: Checked,
+    backbone: Backbone,
+    directory: RunDirectory,
+    device: torch.device,
+    on_event: Emit,
+    stop: Stop,
+    started: float,
+    resume: checkpoint.Saved | None,
+) -> Run:
+    """Train, from the start or from a checkpoint, and write what the run leaves."""
+    with located(checked.document):
+        result = _trained(checked, backbone, directory, device, on_event, stop, started, resume)
+    directory.write_json("result.json", result)
+    return Run.load(directory.path)
+
+
+def _trained(
+    checked: Checked,
+    backbone: Backbone,
+    directory: RunDirectory,
+    device: torch.device,
+    on_event: Emit,
+    stop: Stop,
+    started: float,
+    resume: checkpoint.Saved | None,
+) -> dict[str, Any]:
+    """Decode, train, evaluate and write the bundle; gives what `result.json` says."""
+    recipe, plan, listing = checked.document.recipe, checked.plan, checked.listing
+    assert listing is not None
+    written = files.read(directory.path / "recipe.toml", code="TLR601")
+    recipe_sha256 = hashlib.sha256(written).hexdigest()
+    result = {"status": "stopped", "recipe": recipe.name, "recipe_sha256": recipe_sha256}
+
+    def emit(kind: str, /, **fields: Any) -> None:
+        on_event(kind, **fields)
+        if kind not in _FLEETING:
+            directory.log(kind, **fields)
+        if kind == "epoch":
+            directory.append_metrics(fields)
+        elif kind == "test":
+            directory.append_metrics({"phase": plan.phases[-1].name, "test": fields})
+
+    def save(point: Checkpoint) -> None:
+        checkpoint.save(directory.checkpoints, point.tensors, point.values, facts)
+
+    data = DecodedData(listing, recipe.data.on_bad, emit)
+    digests = _open_data(checked, data, emit)
+    facts = run_facts(checked, digests, device)
+    if resume is not None:
+        refuse_other_run(resume.run, facts)
+    files.remove(directory.model)
+    try:
+        with stop if isinstance(stop, AbstractContextManager) else nullcontext(stop) as asked:
+            done = train(
+                plan,
+                backbone,
+                data,
+                emit=emit,
+                save=save,
+                store=FeatureStore(files.cache_dir() / files.FEATURES),
+                device=device,
+                stop=asked,
+                resume=None if resume is None else Checkpoint(resume.tensors, resume.values),
+            )
+    except Stopped:
+        return result
+    write_bundle(
+        directory.model,
+        backbone=backbone,
+        classes=plan.classes,
+        preprocessing=plan.preprocessing,
+        recipe=recipe,
+        recipe_sha256=recipe_sha256,
+        metrics=done.metrics,
+        precision=done.precision,
+        averaged=done.weights == "ema",
+    )
+    seconds = {"total": time.perf_counter() - started, "data": data.seconds}
+    return result | _outcome(done, plan.classes, seconds)
+
+
+def run_facts(checked: Checked, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+    """What a checkpoint says about its run, so that another one is not taken for it."""
+    packages = ("tlrecipe", "torch", "torchvision", "timm", "numpy", "pillow")
+    return {
+        "recipe": checked.document.resolved(),
+        "classes": list(checked.plan.classes),
+        "pixels": dict(digests),
+        "numerics": {
+            "versions": {name: version(name) for name in packages},
+            "threads": torch.get_num_threads(),
+            "processor": torch.backends.cpu.get_cpu_capability(),
+            "device": device.type,
+        },
+    }
+
+
+def refuse_other_run(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Compare a checkpoint's facts with those of the run that wants to go on from it.
+
+    Raises:
+        TlrecipeError: TLR602 where the recipe, the classes or the images are not the same.
+    """
+    before, now = str(saved.get("recipe")).splitlines(), str(facts["recipe"]).splitlines()
+    if before != now:
+        changed = [line for line in difflib.ndiff(before, now) if line[:2] in ("- ", "+ ")]
+        raise TlrecipeError.of(
+            "TLR602",
+            "the recipe is not the one that the checkpoint was saved by: " + "; ".join(changed[:6]),
+            help="put it back, or run the new recipe in a new run directory",
+        )
+    for what, name in (("classes", "classes"), ("pixels", "images")):
+        if saved.get(what) != facts[what]:
+            raise TlrecipeError.of(
+                "TLR602",
+                f"the {name} of the data are not those that the checkpoint was saved with",
+                help="put the data back as it was, or run the recipe in a new run directory",
+            )
+
+
+def _open_data(checked: Checked, data: DecodedData, emit: Emit) -> dict[str, str]:
+    """Decode every split before training starts, so that a bad file is not found hours later.
+
+    Gives the digest of each split's pixels.
+    """
+    plan, listing = checked.plan, checked.listing
+    assert listing is not None
+    decoded = {}
+    for split in listing.splits:
+        size = plan.preprocessing.size if split == "test" else plan.phases[0].size
+        pixels = data(split, replace(plan.preprocessing, size=size))
+        assert pixels is not None
+        decoded[split] = pixels
+        for skipped in left_out(pixels, listing):
+            emit("warning", message=skipped.message)
+    for split in ("val", "test"):
+        if split in decoded and (pairs := duplicates(decoded["train"], decoded[split])):
+            first, second = pairs[0]
+            emit(
+                "warning",
+                message=f"{len(pairs)} files of {split} are in train too, such as {second} and {first}",
+            )
+    return {split: pixels.digest for split, pixels in decoded.items()}
+
+
+def _outcome(done: RunResult, classes: Sequence[str], seconds: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "status": "complete",
+        "metrics": done.metrics,
+        "phases": [asdict(phase) for phase in done.phases],
+        "seconds": {**seconds, **done.seconds},
+        "classes": list(classes),
+        "weights": done.weights,
+        "precision": done.precision,
+        "peak_memory_bytes": done.peak_memory_bytes,
+    }
+
+
+def _refuse_progress(path: Path) -> None:
+    """A run that recorded epochs had checkpoints: where they are gone, it must not begin again unasked."""
+    metrics = path / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size:
+        raise TlrecipeError.of(
+            "TLR602",
+            f"`{metrics}` records epochs, but there is no checkpoint in `{path / 'checkpoints'}`",
+            help="start the recipe again in a new run directory",
+        )
+
+
+def _numerics_changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What can change the last bits of a result, as a sentence."""
+    before, here = dict(saved.get("numerics", {})), now["numerics"]
+    changed = [
+        f"{name} was {before.get(name)}, is {value}"
+        for name, value in here.items()
+        if before.get(name) != value
+    ]
+    return f"not bit-exact: {'; '.join(changed)}" if changed else None
