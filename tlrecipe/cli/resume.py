@@ -69,7 +69,7 @@ def _is_complete(path: Path) -> bool:
     try:
         said = json.loads(files.read(result, code="TLR601", limit=1 << 26))
         return bool(said["status"] == "complete")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TlrecipeError.of("TLR601", f"`{result}` is damaged: {error}") from error
 
 
@@ -86,7 +86,8 @@ def _refuse_progress(path: Path) -> None:
 
 def _compare_numerics(saved: Mapping[str, Any], now: Mapping[str, Any], strict: bool) -> None:
     """Say what can change the last bits of a result; with ``strict``, refuse."""
-    before, here = dict(saved.get("numerics", {})), now["numerics"]
+    said, here = saved.get("numerics"), now["numerics"]
+    before = said if isinstance(said, dict) else {}
     changed = [
         f"{name} was {before.get(name)}, is {value}"
         for name, value in here.items()
