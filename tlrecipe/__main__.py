@@ -18,4 +18,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # `python -m` looks for modules in the working directory first. That may be a stranger's data folder,
+    # whose `numpy.py` is not to be run; this package is found already.
+    if not sys.flags.safe_path:
+        del sys.path[0]
     main()

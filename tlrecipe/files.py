@@ -30,6 +30,9 @@ class Operations:
     fail, or to stop for good, at the k-th call."""
 
     def open(self, path: Path, flags: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            # What is written is our own: never what a link that somebody left under its name leads to.
+            flags |= getattr(os, "O_NOFOLLOW", 0)
         return os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0), 0o666)
 
     def write(self, descriptor: int, data: memoryview) -> int:

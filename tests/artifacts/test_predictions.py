@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from tlrecipe import files
 from tlrecipe.artifacts.predictions import Prediction, inputs, write_predictions
+from tlrecipe.language.diagnostics import TlrecipeError
 
 AWKWARD = [
     "plain",
@@ -39,11 +41,16 @@ def parse(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def text_of(cell: str) -> str:
+    """What a cell stands for: the apostrophe in front of a formula is not part of it."""
+    return cell[1:] if re.match("'+[=+\\-@\t\r＝＋－＠]", cell) else cell
+
+
 def test_csv_parses_to_what_was_written(tmp_path: Path) -> None:
     write_predictions(rows(), tmp_path / "out.csv")
     parsed = parse(tmp_path / "out.csv")
     assert list(parsed[0]) == ["file", "label", "probability", "error"]
-    assert [row["label"] for row in parsed] == [*AWKWARD, ""]
+    assert [text_of(row["label"]) for row in parsed] == [*AWKWARD, ""]
     assert [row["file"] for row in parsed][-1] == "bad\n.png"
     assert parsed[0]["probability"] == "0.750000"
     assert parsed[-1] == {"file": "bad\n.png", "label": "", "probability": "", "error": "no, image"}
@@ -55,7 +62,25 @@ def test_any_class_name_survives_csv(label: str, tmp_path_factory: pytest.TempPa
     path = tmp_path_factory.mktemp("csv") / "out.csv"
     write_predictions([Prediction(label, label, 1.0, None)], path)
     (row,) = parse(path)
-    assert (row["file"], row["label"]) == (label, label)
+    assert (text_of(row["file"]), text_of(row["label"])) == (label, label)
+
+
+@pytest.mark.case("E04")
+@pytest.mark.parametrize(
+    "label", ["=cmd|'/c calc'!A0", "+1+cmd|'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", "＝1", "'=1", "''=1"]
+)
+def test_a_name_that_a_spreadsheet_would_carry_out_is_kept_from_it(label: str, tmp_path: Path) -> None:
+    write_predictions([Prediction(label, label, 0.5, label)], tmp_path / "out.csv")
+    (row,) = parse(tmp_path / "out.csv")
+    assert row == dict.fromkeys(["file", "label", "error"], f"'{label}") | {"probability": "0.500000"}
+    write_predictions([Prediction(label, label, 0.5, label)], tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["label"] == label
+
+
+@pytest.mark.parametrize("label", ["-1", "+0.5", "a=b", "e-mail", "'quoted'"])
+def test_numbers_and_what_only_holds_such_a_character_stay_as_they_are(label: str, tmp_path: Path) -> None:
+    write_predictions([Prediction(label, label, 0.5, None)], tmp_path / "out.csv")
+    assert parse(tmp_path / "out.csv")[0]["label"] == label
 
 
 def test_more_ranks_are_more_columns(tmp_path: Path) -> None:
@@ -101,3 +126,17 @@ def test_folders_are_walked_in_order_and_files_kept_where_they_are_given(tmp_pat
     given_last = [tmp_path / "notes.txt", tmp_path / "b", tmp_path / "a.png", tmp_path / "missing"]
     found = [str(path.relative_to(tmp_path)) for path in inputs(given_last)]
     assert found == ["notes.txt", "b/10.JPG", "b/2.png", "b/a/3", "a.png", "missing"]
+
+
+def test_links_that_lead_out_of_a_folder_are_refused_and_named_ones_followed(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "secret.png").touch()
+    (tmp_path / "photos" / "inside.png").touch()
+    (tmp_path / "photos" / "to-inside.png").symlink_to("inside.png")
+    assert len(inputs([tmp_path / "photos"])) == 2
+    link = tmp_path / "photos" / "to-secret.png"
+    link.symlink_to(tmp_path / "secret.png")
+    with pytest.raises(TlrecipeError, match="is a link out of the folder") as caught:
+        inputs([tmp_path / "photos"])
+    assert caught.value.exit_code == 4
+    assert inputs([link]) == [link]

@@ -80,6 +80,40 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "lock").exists()
 
 
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "log.jsonl", "checkpoints", "model", "x"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_run_directory_with_links_or_pipes_is_not_written_into(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    RunDirectory.create("r", path=tmp_path / "run").close()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "diary").write_text("dear")
+    if (tmp_path / "run" / name).is_dir():
+        (tmp_path / "run" / name).rmdir()
+    if kind == "link":
+        (tmp_path / "run" / name).symlink_to(
+            outside if name in ("checkpoints", "model") else outside / "diary"
+        )
+    else:
+        os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(TlrecipeError, match="files and folders only") as caught:
+        RunDirectory(tmp_path / "run")
+    assert caught.value.exit_code == 6
+    assert (outside / "diary").read_text() == "dear"
+    assert [path.name for path in outside.iterdir()] == ["diary"]
+
+
+def test_a_link_that_appears_while_a_run_goes_on_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "diary").write_text("dear")
+    with RunDirectory.create("r", path=tmp_path / "run") as run:
+        (run.path / "metrics.jsonl").symlink_to(tmp_path / "diary")
+        with pytest.raises(TlrecipeError) as caught:
+            run.append_metrics({"epoch": 1})
+    assert caught.value.exit_code == 9
+    assert (tmp_path / "diary").read_text() == "dear"
+
+
 def test_lines_are_added_and_parse(tmp_path: Path) -> None:
     with RunDirectory.create("r", runs=tmp_path) as run:
         run.append_metrics({"phase": "a", "epoch": 1, "train": {"loss": 0.5}})

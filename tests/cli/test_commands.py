@@ -13,6 +13,7 @@ import pytest
 from project import RECIPE, invoke, write_images
 
 from tlrecipe import files
+from tlrecipe.cli import console
 from tlrecipe.cli.app import cli
 from tlrecipe.language.diagnostics import CODES, Diagnostic, TlrecipeError
 from tlrecipe.workflow import checking
@@ -448,3 +449,31 @@ def test_checking_is_one_function_for_all_commands(project: Path, monkeypatch: p
     for command in ("validate", "explain", "run"):
         assert invoke(command, project / "tiny.toml").exit_code == 3
     assert asked == [False, False, True]
+
+
+def test_notes_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.note("checkpoint of \x1b[2J\u202e\x9b31m\nsecond line")
+    assert capsys.readouterr().err == "checkpoint of \\x1b[2J\\u202e\\x9b31m\nsecond line\n"
+
+
+def test_results_for_programs_are_escaped_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console.data("\x1b[2J.png,cat")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    console.data("\x1b[2J.png,cat")
+    assert capsys.readouterr().out == "\x1b[2J.png,cat\n\\x1b[2J.png,cat\n"
+
+
+def test_modules_in_the_working_directory_are_not_run(project: Path, tmp_path: Path) -> None:
+    for name in ("torch", "numpy", "timm", "pydantic", "tomli_w", "rich", "json", "tlrecipe_extra"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger was here')")
+    result = subprocess.run(
+        [sys.executable, "-m", "tlrecipe", "explain", project / "tiny.toml"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(checking.__file__).parents[2])},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "a stranger" not in result.stderr

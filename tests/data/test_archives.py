@@ -67,7 +67,7 @@ def test_an_empty_class_folder_in_a_zip_is_seen(zipped):
 
 
 @pytest.mark.parametrize(
-    "name", ["/cat/1.png", "../cat/1.png", "cat/../../1.png", "C:/cat/1.png", "cat\\1.png"]
+    "name", ["", "/cat/1.png", "../cat/1.png", "cat/../../1.png", "C:/cat/1.png", "cat\\1.png"]
 )
 def test_names_that_lead_out_are_refused(zipped, name):
     path = zipped(pets())

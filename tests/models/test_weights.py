@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
 import pickle
 import socket
 import struct
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +148,33 @@ def _entry(start: int, end: int) -> dict[str, Any]:
     return {"dtype": "F32", "shape": [(end - start) // 4], "data_offsets": [start, end]}
 
 
+def _packed(path: Path, state: State) -> None:
+    """Two megabytes that a loader would unpack to a thousand times as much."""
+    torch.save({"w": torch.ones(4)}, path)
+    with zipfile.ZipFile(path) as plain:
+        members = {info.filename: plain.read(info) for info in plain.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in members.items():
+            packed.writestr(name, bytes(1 << 22) if "/data/" in name else content)
+
+
+def _tar(path: Path, state: State) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            archive.addfile(tarfile.TarInfo(name))
+
+
+def _overlapping(path: Path, state: State) -> None:
+    torch.save({"w": torch.ones(1 << 12)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        (large,) = (info for info in archive.infolist() if "/data/" in info.filename)
+        for number in range(3):
+            again = copy.copy(large)
+            again.filename = f"{large.filename}{number}"
+            archive.filelist.append(again)
+        archive.writestr("last", b"")
+
+
 BROKEN: dict[str, tuple[str, Callable[[Path, State], Any], str, str]] = {
     "empty": (".pth", lambda p, s: p.write_bytes(b""), "TLR502", "not a sound PyTorch weights file"),
     "text": (".pth", lambda p, s: p.write_text("<html>"), "TLR502", "not a sound PyTorch weights file"),
@@ -154,6 +184,16 @@ BROKEN: dict[str, tuple[str, Callable[[Path, State], Any], str, str]] = {
     "no-tensors": (".pth", lambda p, s: torch.save({"epoch": 1}, p), "TLR502", "`epoch`"),
     "nothing": (".pth", lambda p, s: torch.save({"model": {}}, p), "TLR502", "an empty table"),
     "sparse": (".pth", lambda p, s: torch.save({"w": torch.eye(2).to_sparse()}, p), "TLR502", "sparse"),
+    "packed": (".pth", _packed, "TLR502", "a packed archive"),
+    "overlapping": (".pth", _overlapping, "TLR502", "members overlap"),
+    "expanded": (
+        ".pth",
+        lambda p, s: torch.save({"w": torch.ones(1).expand(1 << 40)}, p),
+        "TLR502",
+        "expanded",
+    ),
+    "tar": (".pth", _tar, "TLR502", "a tar archive"),
+    "names": (".pth", lambda p, s: torch.save({"a\x1b[2J": torch.ones(1)}, p), "TLR502", "unprintable"),
     "W04-legacy": (".pth", _legacy_code, "TLR502", "posix.mkdir"),
     "W04-zip": (".bin", _zipped_code, "TLR502", "posix.mkdir"),
     "W09-nan": (

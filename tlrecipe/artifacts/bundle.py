@@ -206,8 +206,9 @@ def _card(bundle: Bundle) -> str:
 
 
 def _markdown(value: object) -> str:
-    """A foreign text that stays a text in Markdown and HTML, on one line."""
+    """A foreign text that stays a text in Markdown, HTML and on a terminal, on one line."""
     line = " ".join(str(value).split())
+    line = "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in line)
     return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(line, quote=False))
 
 

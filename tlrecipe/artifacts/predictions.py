@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-import sys
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,11 @@ from tlrecipe.data.folders import is_text, passed_over
 from tlrecipe.language.diagnostics import TlrecipeError
 
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+
+# https://owasp.org/www-community/attacks/CSV_Injection; the full-width forms are taken for the others in East
+# Asian settings. With one apostrophe more where there are some already, the text can be told from its cell.
+_FORMULA = re.compile("'*[=+\\-@\t\r＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ def inputs(paths: Iterable[Path]) -> list[Path]:
     """Files as they are given; each folder replaced by the files below it, in order of their paths.
 
     Hidden files and what its ending calls text or data are passed over in folders, as they are in
-    training; links to folders are not followed. Raises TLR401 for a folder that cannot be read.
+    training; links to folders are not followed. Raises TLR401 for a folder that cannot be read, and for
+    links in it that lead out of it; files that are named one by one may be links.
     """
     found: list[Path] = []
     for path in paths:
@@ -45,32 +51,40 @@ def inputs(paths: Iterable[Path]) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
+    root = folder.resolve()
+
     def refuse(error: OSError) -> None:
         raise TlrecipeError.of("TLR401", f"`{error.filename}` cannot be read: {error.strerror}") from error
 
     for here, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not passed_over(name)]
         for name in names:
-            if not passed_over(name) and not is_text(name):
-                yield Path(here, name)
+            if passed_over(name) or is_text(name):
+                continue
+            path = Path(here, name)
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                raise TlrecipeError.of(
+                    "TLR401",
+                    f"`{path}` is a link out of the folder",
+                    help="name the files one by one to have their links followed",
+                )
+            yield path
 
 
-def write_predictions(rows: Iterable[Prediction], out: Path | None, top: int = 1) -> None:
-    """Write rows to ``out`` as they come, or to stdout.
+def write_predictions(rows: Iterable[Prediction], out: Path, top: int = 1) -> None:
+    """Write rows to ``out`` as they come; the file appears when it is complete.
 
-    JSON lines where the name ends in ``.jsonl``, ``.ndjson`` or ``.json``; else CSV with the columns
-    ``file,label,probability,error``, and ``label_2,probability_2…`` for ``top`` above 1. The file appears
-    when it is complete. Raises TLR901.
+    JSON lines where the name ends in ``.jsonl``, ``.ndjson`` or ``.json``; else :func:`csv_lines`.
+    Raises TLR901.
     """
-    if out is None:
-        sys.stdout.writelines(_csv(rows, top))
-        return
-    lines = _json(rows) if out.suffix.lower() in _JSON_ENDINGS else _csv(rows, top)
+    lines = _json(rows) if out.suffix.lower() in _JSON_ENDINGS else csv_lines(rows, top)
     # A file name may hold bytes that are not UTF-8; the file must not.
     files.write_atomic(out, (line.encode("utf-8", "backslashreplace") for line in lines))
 
 
-def _csv(rows: Iterable[Prediction], top: int) -> Iterator[str]:
+def csv_lines(rows: Iterable[Prediction], top: int = 1) -> Iterator[str]:
+    """CSV with the columns ``file,label,probability,error``, and ``label_2,probability_2…`` for ``top`` above
+    1. A spreadsheet would carry out a cell that begins like a formula: such a cell has ``'`` in front."""
     more = [f"{column}_{rank}" for rank in range(2, top + 1) for column in ("label", "probability")]
     yield _csv_line(["file", "label", "probability", "error", *more])
     for row in rows:
@@ -82,8 +96,12 @@ def _csv(rows: Iterable[Prediction], top: int) -> Iterator[str]:
 def _csv_line(fields: list[str]) -> str:
     # Written with CRLF, because the writer quotes only those line ends that its own could be taken for.
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\r\n").writerow(fields)
+    csv.writer(buffer, lineterminator="\r\n").writerow(map(_inert, fields))
     return buffer.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _inert(cell: str) -> str:
+    return f"'{cell}" if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
 
 
 def _number(probability: float | None) -> str:

@@ -34,7 +34,12 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path):
-        """Lock the existing folder ``path``. Raises TLR601 where another process works in it."""
+        """Lock the existing folder ``path``.
+
+        Raises TLR601 where another process works in it, and where it holds a link or a pipe: a run
+        directory may come from a stranger, and what is written into it must not land elsewhere.
+        """
+        _refuse_special(path)
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
@@ -115,6 +120,21 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _refuse_special(path: Path) -> None:
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+                    kind = "a link" if entry.is_symlink() else "a special file"
+                    raise TlrecipeError.of(
+                        "TLR601",
+                        f"`{entry.path}` is {kind}, and a run directory holds files and folders only",
+                        help="put what it stands for in its place, or remove it",
+                    )
+    except OSError as error:
+        raise files.disk_error("read", path, error) from error
 
 
 def refuse_used(path: Path) -> None:

@@ -41,7 +41,7 @@ class Run:
             result = json.loads(files.read(file, code="TLR601", limit=1 << 26))
             if result["status"] not in ("complete", "stopped"):
                 raise ValueError(f"its status is {result['status']!r}")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TlrecipeError.of("TLR601", f"`{file}` is damaged: {error}") from error
         return cls(path, result)
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from typing import TextIO
 
-from tlrecipe.cli.render import Segment
+from tlrecipe.cli.render import Segment, printable
 
 
 def out(text: str = "") -> None:
@@ -16,9 +16,14 @@ def out(text: str = "") -> None:
     sys.stdout.write(text + "\n")
 
 
+def data(text: str) -> None:
+    """A line of a result that programs read, as it is; on a terminal, with what could act on it escaped."""
+    out(printable(text) if sys.stdout.isatty() else text)
+
+
 def note(text: str) -> None:
-    """A line for the person who watches."""
-    sys.stderr.write(text + "\n")
+    """Lines for the person who watches. What could act on a terminal is shown as an escape."""
+    sys.stderr.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
 
 
 def styled(segments: Iterable[Segment], stream: TextIO) -> None:

@@ -29,7 +29,7 @@ def predict(
 ) -> None:
     """Write one row per image; exit 4 at the end if some could not be used, unless ``keep_going``."""
     from tlrecipe.artifacts.bundle import Model, find_bundle
-    from tlrecipe.artifacts.predictions import inputs, write_predictions
+    from tlrecipe.artifacts.predictions import csv_lines, inputs, write_predictions
 
     model = Model.load(find_bundle(path), pick_device(device))
     top = min(top, len(model.classes))
@@ -42,7 +42,11 @@ def predict(
             bad += prediction.error is not None
             yield prediction
 
-    write_predictions(counted(), out, top)
+    if out is None:
+        for line in csv_lines(counted(), top):
+            console.data(line.removesuffix("\n"))
+    else:
+        write_predictions(counted(), out, top)
     if bad:
         console.note(f"{bad} of {total} files could not be used: see the column `error`")
         if not keep_going:

@@ -99,6 +99,8 @@ def scan_zip(path: Path, place: diagnostics.Path) -> tuple[Tree, Archive, Counte
 
 
 def _unsafe_name(name: str) -> str | None:
+    if not name:
+        return "is a member without a name"
     if "\\" in name:
         return "has a backslash in its name"
     if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):

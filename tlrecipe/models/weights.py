@@ -17,8 +17,10 @@ import pickletools
 import re
 import ssl
 import stat
+import tarfile
 import urllib.error
 import urllib.request
+import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -310,6 +312,7 @@ def _named_twice(path: Path) -> list[str]:
 
 
 def _parse_pickle(path: Path) -> Any:
+    _check_archive(path)
     try:
         # Said here and not left to the default: the environment can turn the default around.
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -323,6 +326,28 @@ def _parse_pickle(path: Path) -> Any:
         known = not isinstance(error, pickle.UnpicklingError) and str(error).strip()
         reason = known.split("\n", 1)[0] if known else "no pickled state dict"
         raise _unusable(f"`{path}` is not a sound PyTorch weights file: {reason}") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse archives that would unpack to more than they are, which PyTorch never writes, and those of its
+    first versions, for which it makes a folder of temporary files."""
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\3\4"  # what PyTorch goes by
+    if not zipped:
+        if tarfile.is_tarfile(path):
+            raise _unusable(f"`{path}` is a tar archive", "save the state dict again with a current PyTorch")
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # a torn directory of members can raise anything
+        raise _unusable(f"`{path}` is not a sound PyTorch weights file: {error}") from None
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise _unusable(
+            f"`{path}` is a packed archive, which PyTorch does not write", "save it again with torch.save"
+        )
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise _unusable(f"`{path}` is an archive whose members overlap")
 
 
 def _refused_globals(path: Path) -> list[str]:
@@ -358,9 +383,13 @@ def _unwrapped(content: Any, path: Path) -> StateDict:
             f"`{path}` holds no state dict: not all of it is tensors ({_listed(strays)})",
             f"a state dict may lie at the top or under {', '.join(_WRAPPERS)}",
         )
+    acting = [str(key) for key in content if not str(key).isprintable()]
+    if acting:
+        # The libraries write names that they do not expect to the terminal as they are.
+        raise _unusable(f"`{path}` holds names with unprintable characters: {_listed(acting)}")
     odd = [str(key) for key, value in content.items() if not _is_plain(value)]
     if odd:
-        raise _unusable(f"`{path}` holds sparse, quantized or empty tensors: {_listed(odd)}")
+        raise _unusable(f"`{path}` holds sparse, quantized, expanded or empty tensors: {_listed(odd)}")
     return {str(key): value.detach() for key, value in content.items()}
 
 
@@ -369,7 +398,10 @@ def _kind_of(content: Any) -> str:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    # Strides of zero make a tensor of any size out of one number: a bomb once it is copied.
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _without_prefixes(state: StateDict) -> tuple[StateDict, list[str]]:

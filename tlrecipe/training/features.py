@@ -23,9 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tlrecipe.training.numerics import rows_not_finite
+
 _FORMAT = 1
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CHUNK = 1 << 24
+_ROWS = 1024
 
 
 def content_key(**parts: Any) -> str:
@@ -106,6 +109,14 @@ class FeatureStore:
                 total -= entry.size
 
 
+class NotFiniteFeatures(Exception):  # noqa: N818 - a finding about images
+    """Features with NaN or infinite values: of which images of a split, by row."""
+
+    def __init__(self, split: str, rows: list[int]):
+        super().__init__(split, rows)
+        self.split, self.rows = split, rows
+
+
 @dataclass
 class Entry:
     """An entry while it is written."""
@@ -117,7 +128,12 @@ class Entry:
     mapped: bool
 
     def commit(self, about: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Make the entry visible, with ``about`` beside it for people; gives its tensors."""
+        """Make the entry visible, with ``about`` beside it for people; gives its tensors.
+
+        Raises :class:`NotFiniteFeatures`, with nothing stored.
+        """
+        if rows := self._rows_not_finite():
+            raise NotFiniteFeatures(str(about["split"]), rows)
         self.store._open[self.key] = self.tensors
         self.store.writes += 1
         if self._scratch is not None and self.store.folder is not None:
@@ -127,6 +143,16 @@ class Entry:
             except OSError:
                 self.discard()  # the disk is full: this run has the features, later ones compute them
         return self.tensors
+
+    def _rows_not_finite(self) -> list[int]:
+        return sorted(
+            {
+                start + row
+                for tensor in self.tensors
+                for start in range(0, len(tensor), _ROWS)
+                for row in rows_not_finite(tensor[start : start + _ROWS])
+            }
+        )
 
     def _write(self, scratch: Path, place: Path, about: dict[str, Any]) -> None:
         digests = []

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,18 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlrecipe.data.pixels import Pixels
-from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
+from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.models.backbones import Backbone
 from tlrecipe.models.inference import Inference
 from tlrecipe.models.memory import keep_freed_memory, process_bytes
 from tlrecipe.models.prefix import Split
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.planning.randomness import key, permutation
-from tlrecipe.training import freezing, optimizers
+from tlrecipe.training import freezing, numerics, optimizers
 from tlrecipe.training.engine import Emit, Engine, Ids, Stopped
 from tlrecipe.training.evaluate import Evaluation, evaluate, evaluate_pixels
-from tlrecipe.training.features import FeatureStore
-from tlrecipe.training.survey import Addresses, Choice, PixelSource, survey
+from tlrecipe.training.features import FeatureStore, NotFiniteFeatures
+from tlrecipe.training.survey import Addresses, Choice, PixelSource, preprocessing_of, survey
 
 # A checkpoint may cost this share of the time since the last one.
 _CHECKPOINT_SHARE = 0.02
@@ -105,6 +106,8 @@ class _Live:
 
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor] | None
+    statistics: numerics.Kept
+    """Those of norm layers before the step."""
     best: dict[str, Tensor] | None = None
 
 
@@ -166,6 +169,7 @@ class _Run:
                     self.model, self.backbone.heads, last.size, precision=self.plan.precision
                 )
                 test = self._test(inference, found)
+                self._refuse_logits(test, found, "on the test split")
                 precision = inference.precision
                 metrics["test"] = {**test.as_dict(), "count": test.count, "precision": precision}
                 self._record("test", **metrics["test"])
@@ -201,7 +205,7 @@ class _Run:
         started = time.perf_counter() - state.seconds
         freezing.apply(model, phase)
         before = freezing.digests(freezing.frozen_tensors(model, phase))
-        with self._clock("features"):
+        with self._clock("features"), self._named_features(phase):
             engine = self.engine = Engine(
                 self.plan,
                 phase,
@@ -276,7 +280,8 @@ class _Run:
             return {k: t.detach().clone() for k, t in freezing.moving_tensors(self.model, phase).items()}
 
         average = clones() if phase.ema is not None else None
-        live = _Live(optimizers.build(self.model, phase), average)
+        statistics = numerics.Kept(self.model.get_buffer(name) for name in sorted(phase.moving_buffers))
+        live = _Live(optimizers.build(self.model, phase), average, statistics)
         if resume is not None and self.state.step > 0:
             parts = _parts(resume.tensors)
             optimizers.load_state_by_name(live.optimizer, phase.optimizer, parts.get("optimizer", {}))
@@ -295,6 +300,7 @@ class _Run:
         rates = phase.rates(state.step)
         optimizers.set_rates(live.optimizer, rates)
         live.optimizer.zero_grad(set_to_none=True)
+        live.statistics.keep()
         # Dropout and stochastic depth draw from torch's own stream: it starts anew at each step.
         self._seed(key(self.plan.seed, phase.name, state.step, "network") >> 1)
         loss_sum = torch.zeros((), device=self.device)
@@ -315,7 +321,7 @@ class _Run:
         norm = nn.utils.get_total_norm(gradients)
         total, hits, size = torch.stack([loss_sum, correct, norm.to(self.device)]).tolist()
         if not (math.isfinite(total) and math.isfinite(size)):
-            raise self._not_finite(phase, train, ids, total, size, engine.inputs("train", ids, epoch))
+            raise self._not_finite(phase, engine, live, train, ids, epoch, total / len(ids), size)
         if phase.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(_parameters(live.optimizer), phase.clip_norm, norm)
         live.optimizer.step()
@@ -345,28 +351,73 @@ class _Run:
                     value.copy_(current[name])
 
     def _not_finite(
-        self, phase: PhasePlan, train: Pixels, ids: Ids, loss: float, norm: float, inputs: tuple[Tensor, ...]
+        self,
+        phase: PhasePlan,
+        engine: Engine,
+        live: _Live,
+        train: Pixels,
+        ids: Ids,
+        epoch: int,
+        loss: float,
+        norm: float,
     ) -> TlrecipeError:
-        named = [("an input of the network", tensor) for tensor in inputs]
-        named += [(f"`{name}`", p) for name, p in self.model.named_parameters()]
-        named += [
-            (f"the gradient of `{n}`", p.grad) for n, p in self.model.named_parameters() if p.grad is not None
-        ]
-        first = next((name for name, tensor in named if not torch.isfinite(tensor).all()), "the loss")
-        files = ", ".join(train.names[int(index)] for index in ids[:8])
-        more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+        """The error for a step that must not be taken. The state before it is saved, where it is sound."""
+        cause = self._cause(phase, engine, train, ids, epoch, loss)
+        live.statistics.put_back()
+        # What makes the state unsound is the cause already; a disk that is full is not what matters now.
+        with suppress(TlrecipeError):
+            self._save(live)
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in _rates(phase, self.state.step).items())
-        return TlrecipeError(
-            [
-                Diagnostic(
-                    "TLR701",
-                    f"loss {loss:.4g} with gradient norm {norm:.4g} in phase `{phase.name}`, step"
-                    f" {self.state.step}, at the rates {rates}; first not finite: {first};"
-                    f" images: {files}{more}",
-                    help="the network was not changed by this step; lower `lr`, add a warm-up or `clip_norm`",
-                )
-            ]
+        return TlrecipeError.of(
+            "TLR701",
+            f"loss {loss:.4g} with gradient norm {norm:.4g} in phase `{phase.name}`, step"
+            f" {self.state.step + 1} of {phase.steps}, at the rates {rates}; first not finite: {cause};"
+            f" images of the batch: {_listed([train.names[int(index)] for index in ids])}",
+            help="the network was not changed by this step; lower `lr`, add a warm-up or `clip_norm`",
         )
+
+    def _cause(
+        self, phase: PhasePlan, engine: Engine, train: Pixels, ids: Ids, epoch: int, loss: float
+    ) -> str:
+        """The first tensor of a step that is not finite, in the order in which they came to be."""
+        moving = freezing.moving_tensors(self.model, phase)
+        weights = [(f"`{name}`", moving[name]) for name in moving if name in phase.trainable]
+        if (name := numerics.first_not_finite(weights)) is not None:
+            return name
+        for start in range(0, len(ids), phase.batch_size):
+            part = ids[start : start + phase.batch_size]
+            inputs = engine.inputs("train", part, epoch)
+            for tensor in inputs:
+                if rows := numerics.rows_not_finite(tensor):
+                    return f"the input made of {_listed([train.names[int(part[row])] for row in rows])}"
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=engine.choice.autocast):
+                module = numerics.origin(engine.network, inputs)
+            if module is not None:
+                return f"the output of `{module}`"
+        if not math.isfinite(loss):
+            return "the loss"
+        # A gradient that is not finite spreads to all that lies before it.
+        gradients = [
+            (f"the gradient of `{name}`", parameter.grad)
+            for name, parameter in reversed(list(self.model.named_parameters()))
+            if parameter.grad is not None
+        ]
+        return numerics.first_not_finite(gradients) or "the norm of all gradients together"
+
+    @contextmanager
+    def _named_features(self, phase: PhasePlan) -> Iterator[None]:
+        """Give features that are not finite the name of their image."""
+        try:
+            yield
+        except NotFiniteFeatures as error:
+            pixels = self.pixels(error.split, preprocessing_of(self.plan, phase))
+            assert pixels is not None
+            raise TlrecipeError.of(
+                "TLR701",
+                f"the frozen part of phase `{phase.name}` makes values that are not finite of"
+                f" {_listed([pixels.names[row] for row in error.rows])}",
+                help='the weights may be unsound; with `compute.precision = "fp32"` less overflows',
+            ) from None
 
     # ------------------------------------------------------------------ ends
 
@@ -394,6 +445,8 @@ class _Run:
 
     def _validate(self, phase: PhasePlan, engine: Engine, live: _Live, val: Pixels) -> Evaluation:
         """Validation with the weights that the phase would end with; leaves the network as it was."""
+        where = f"before validation in phase `{phase.name}`, after step {self.state.step}"
+        numerics.refuse_not_finite(freezing.moving_tensors(self.model, phase).items(), where)
         kept = self._swap_in(phase, live.average)
         self.model.eval()
 
@@ -406,7 +459,14 @@ class _Run:
         self._swap_in(phase, kept)
         freezing.apply_modes(self.model, phase)
         freezing.check(self.model, phase)
+        self._refuse_logits(result, val, f"in phase `{phase.name}`, after step {self.state.step}")
         return result
+
+    def _refuse_logits(self, result: Evaluation, pixels: Pixels, where: str) -> None:
+        """A metric of what is not a number would be none either, and could be taken for the best."""
+        if rows := numerics.rows_not_finite(result.logits):
+            names = _listed([pixels.names[row] for row in rows])
+            raise TlrecipeError.of("TLR701", f"class scores that are not finite {where}: {names}")
 
     def _swap_in(self, phase: PhasePlan, values: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         """Put averaged weights into the network; gives what was there, to be put back."""
@@ -486,6 +546,7 @@ class _Run:
             tensors |= {f"optimizer/{name}": value for name, value in state.items()}
             tensors |= {f"average/{name}": value for name, value in (live.average or {}).items()}
             tensors |= {f"best/{name}": value for name, value in (live.best or {}).items()}
+        numerics.refuse_not_finite(tensors.items(), "and would be saved")
         values = {"state": asdict(self.state), "choices": [choice.as_dict() for choice in self.choices]}
         self.save(Checkpoint(tensors, values))
         self.saved_at = time.perf_counter()
@@ -544,7 +605,8 @@ def train(
         resume: A checkpoint of the same plan to go on from.
 
     Raises:
-        TlrecipeError: TLR701 where a loss or gradient is not finite (before the update), TLR702 where a
+        TlrecipeError: TLR701 where a loss, gradient, weight, statistic or class score is not finite (before
+            the update, and before anything is saved), TLR702 where a
             frozen tensor moved, TLR602 where ``resume`` does not fit.
         Stopped: after ``stop`` said yes, with the checkpoint saved.
     """
@@ -561,6 +623,11 @@ def _rates(phase: PhasePlan, step: int) -> dict[str, float]:
     for group, rate in zip(phase.groups, phase.rates(step), strict=True):
         rates[group.name] = max(rate, rates.get(group.name, 0.0))
     return rates
+
+
+def _listed(names: Sequence[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(f"`{name}`" for name in names[:limit]) + more
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -337,7 +337,8 @@ def _refuse_progress(path: Path) -> None:
 
 def _numerics_changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """What can change the last bits of a result, as a sentence."""
-    before, here = dict(saved.get("numerics", {})), now["numerics"]
+    said, here = saved.get("numerics"), now["numerics"]
+    before = said if isinstance(said, dict) else {}
     changed = [
         f"{name} was {before.get(name)}, is {value}"
         for name, value in here.items()
