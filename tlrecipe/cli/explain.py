@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,21 +14,11 @@ import click
 from tlrecipe.cli import console
 from tlrecipe.cli.render import printable
 from tlrecipe.language.diagnostics import CODES, Diagnostic, did_you_mean
+from tlrecipe.language.explanations import EXPLANATIONS, explain
 
 if TYPE_CHECKING:
     from tlrecipe.cli.checking import Checked
     from tlrecipe.planning.explain import PrefixFacts
-
-_EXIT_MEANINGS = {
-    2: "usage",
-    3: "recipe",
-    4: "data",
-    5: "weights or model file",
-    6: "checkpoint or run directory",
-    7: "numerics",
-    8: "memory",
-    9: "disk",
-}
 
 
 def is_code(text: str) -> bool:
@@ -37,26 +27,27 @@ def is_code(text: str) -> bool:
 
 
 def explain_code(text: str, *, as_json: bool) -> None:
-    """Say what a code stands for and which exit code it has. Raises a usage error for an unknown one."""
+    """Say what a code means, with an example and the cure. Raises a usage error for an unknown one."""
     code = text.upper()
     if code not in CODES:
         hint = did_you_mean(code, list(CODES))
         raise click.UsageError(f"there is no code {code}" + (f": {hint}" if hint else ""))
-    exit_code = Diagnostic(code, "").exit_code
     if as_json:
-        console.out(json.dumps({"code": code, "title": CODES[code], "exit_code": exit_code}))
+        facts = {"code": code, "title": CODES[code], "exit_code": Diagnostic(code, "").exit_code}
+        console.out(json.dumps(facts | asdict(EXPLANATIONS[code]), indent=2))
     else:
-        console.out(f"{code}: {CODES[code]}\nexit code {exit_code}: {_EXIT_MEANINGS[exit_code]}")
+        console.out(explain(code))
 
 
 def explain_recipe(path: Path, overrides: Sequence[str], *, memory: bool, as_json: bool) -> None:
     """Print the plan of a recipe."""
     from tlrecipe.cli.checking import check
     from tlrecipe.cli.reporting import warn
-    from tlrecipe.planning.explain import explain, explain_text
+    from tlrecipe.planning.explain import explain as facts_of
+    from tlrecipe.planning.explain import explain_text
 
     checked = check(path, overrides, needs_data=False)
-    facts = explain(checked.plan, checked.table, _prefixes(checked, memory=memory))
+    facts = facts_of(checked.plan, checked.table, _prefixes(checked, memory=memory))
     if as_json:
         console.out(json.dumps(facts, indent=2))
     else:
