@@ -51,7 +51,7 @@ def explain_recipe(path: Path, overrides: Sequence[str], *, memory: bool, as_jso
     if as_json:
         console.out(json.dumps(facts, indent=2))
     else:
-        text = explain_text(facts, checked.document.recipe.description)
+        text = explain_text(facts, printable(" ".join(checked.document.recipe.description.split())))
         console.out("\n".join(printable(line) for line in text.rstrip("\n").split("\n")))
     warn(checked.warnings)
 
