@@ -26,6 +26,7 @@ class Label:
     column: int | None = None
     end_column: int | None = None
     source: str | None = None
+    at: Literal["value", "key"] = "value"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Diagnostic:
     path: Path = ()
     help: str | None = None
     labels: tuple[Label, ...] = ()
+    label: str | None = None
+    """What is marked, in a few words, where ``labels`` mark other places as well."""
     severity: Literal["error", "warning"] = "error"
     at: Literal["value", "key"] = "value"
     file: str | None = None
@@ -53,7 +56,7 @@ class Diagnostic:
     @property
     def exit_code(self) -> int:
         """The process exit code of this code: its hundreds digit, and 3 for everything in a recipe."""
-        if self.code == "TLR001":
+        if self.code in ("TLR001", "TLR007"):
             return 2
         return max(3, int(self.code[3]))
 
@@ -110,6 +113,7 @@ CODES: dict[str, str] = {
     "TLR004": "not valid TOML",
     "TLR005": "`extends` cannot be followed",
     "TLR006": "an override (`--set`) cannot be applied",
+    "TLR007": "the file is there already",
     # grammar
     "TLR101": "unknown key",
     "TLR102": "wrong type or value",

@@ -47,7 +47,7 @@ class Checked:
         """:meth:`explain` as text of at most 80 columns."""
         from tlrecipe.planning.explain import explain_text
 
-        return explain_text(self.explain(memory=memory), self.document.recipe.description)
+        return explain_text(self.explain(memory=memory), " ".join(self.document.recipe.description.split()))
 
     def _prefixes(self, *, memory: bool) -> tuple[PrefixFacts, ...]:
         """What each phase could compute once, found on a network without memory behind its weights."""
