@@ -116,6 +116,13 @@ def test_json_is_one_object_and_overrides_count(project: Path, here: Path) -> No
     assert Path(printed["run_dir"]).parts[:2] == ("runs", "tiny")
 
 
+def test_an_unknown_tracker_is_a_usage_error_before_any_work(project: Path, here: Path) -> None:
+    result = invoke("run", project / "tiny.toml", "--track", "tensorbord")
+    assert result.exit_code == 2
+    assert "there is no tracker 'tensorbord'" in result.stderr
+    assert list(here.iterdir()) == []
+
+
 def test_bad_images_stop_a_run_with_their_names(tmp_path: Path) -> None:
     write_images(tmp_path / "colours" / "train", 8)
     write_images(tmp_path / "colours" / "test", 2)

@@ -58,6 +58,12 @@ def cli() -> None:
 @_SET
 @click.option("--run-dir", type=_FILE, help="Where to write; by default a new folder under runs/.")
 @_DEVICE
+@click.option(
+    "--track",
+    multiple=True,
+    metavar="TRACKER",
+    help="Send metrics to tensorboard[:DIR], mlflow[:URI] or wandb[:PROJECT]. Repeatable.",
+)
 @click.option("--plain", is_flag=True, help="Lines instead of progress bars.")
 @_JSON
 @reports
