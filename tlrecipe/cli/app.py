@@ -124,6 +124,30 @@ def params(recipe: Path, globs: tuple[str, ...], overrides: tuple[str, ...], dep
 
 
 @cli.command()
+@click.argument("data", required=False, type=_FILE, metavar="[DATA_DIR]")
+@click.option("-o", "--output", "out", type=_FILE, help="The file to write; - prints the recipe.")
+@click.option(
+    "--domain",
+    type=click.Choice(["similar", "different"]),
+    help="Whether the images are like those that the weights saw; by default judged by colour.",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(["feature-extraction", "fine-tuning", "from-scratch", "hybrid"]),
+    help="Take this strategy, whatever the data.",
+)
+@reports
+def new(data: Path | None, out: Path | None, **options: Any) -> None:
+    """Look at a folder of images and write a commented recipe for it.
+
+    Without a folder, a template for the data set in the package is written.
+    """
+    from tlrecipe.cli.new import new
+
+    new(data, out, **options)
+
+
+@cli.command()
 @click.argument("model", type=_FILE)
 @click.option("--data", type=_FILE, help="A folder or zip of images, or a recipe.")
 @_DEVICE

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -115,6 +116,25 @@ def _format_of(data: bytes) -> tuple[str, _Opener]:
         if data.startswith(starts) and (name != "WEBP" or data[8:12] == b"WEBP"):
             return name, open_image
     raise BadImage(f"not an allowed format ({', '.join(name for name, _, _ in _FORMATS)})")
+
+
+class Header(NamedTuple):
+    """What an image file says of itself; width and height as stored, before EXIF orientation."""
+
+    width: int
+    height: int
+    grey: bool
+    """Grey, 1-bit or 16-bit."""
+
+
+def header(data: bytes) -> Header:
+    """The header of an image file, without decoding it. Raises ``BadImage`` for what is no image."""
+    name, open_image = _format_of(data)
+    try:
+        image = open_image(BytesIO(data))
+    except Exception as error:  # decoders of hostile bytes raise whatever they like
+        raise BadImage(f"not a sound {name} file: {reason_of(error)}") from error
+    return Header(*image.size, grey=image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I"))
 
 
 def _has_odd_transparent_colour(image: ImageFile.ImageFile, png: bytes) -> bool:

@@ -53,7 +53,7 @@ class Diagnostic:
     @property
     def exit_code(self) -> int:
         """The process exit code of this code: its hundreds digit, and 3 for everything in a recipe."""
-        if self.code == "TLR001":
+        if self.code in ("TLR001", "TLR007"):
             return 2
         return max(3, int(self.code[3]))
 
@@ -110,6 +110,7 @@ CODES: dict[str, str] = {
     "TLR004": "not valid TOML",
     "TLR005": "`extends` cannot be followed",
     "TLR006": "an override (`--set`) cannot be applied",
+    "TLR007": "the file is there already",
     # grammar
     "TLR101": "unknown key",
     "TLR102": "wrong type or value",
