@@ -61,6 +61,71 @@ def test_a_second_place_is_shown_too() -> None:
     )
 
 
+GROUPS = {3: 'match = ["layer4", "fc"]', 4: "", 8: 'match = ["layer4.1"]'}
+
+
+def label(said: str, line: int, marked: str) -> Label:
+    column = GROUPS[line].index(marked) + 1
+    return Label((), said, "r.toml", line, column, column + len(marked), GROUPS[line])
+
+
+def twice(*labels: Label, line: int = 8, marked: str = '"layer4.1"') -> Diagnostic:
+    column = GROUPS[line].index(marked) + 1
+    return Diagnostic(
+        *("TLR105", "taken"),
+        labels=labels,
+        label="nothing is left",
+        file="r.toml",
+        line=line,
+        column=column,
+        end_column=column + len(marked),
+        source=GROUPS[line],
+    )
+
+
+def test_places_in_one_file_are_shown_as_one_picture_in_the_order_of_the_file() -> None:
+    assert text(twice(label("taken here", 3, '"layer4"'))) == dedent(
+        """\
+        r.toml:8:10: error[TLR105]: taken
+        3 | match = ["layer4", "fc"]
+          |          -------- taken here
+        ...
+        8 | match = ["layer4.1"]
+          |          ^^^^^^^^^^ nothing is left
+
+        1 error
+        """
+    )
+
+
+def test_two_places_on_a_line_have_a_line_of_marks_each_and_neighbours_no_dots() -> None:
+    GROUPS[4] = 'match = ["fc"]'
+    shown = text(twice(label("one", 3, '"layer4"'), label("two", 3, '"fc"'), line=4, marked='"fc"'))
+    assert shown.splitlines()[1:6] == [
+        '3 | match = ["layer4", "fc"]',
+        "  |          -------- one",
+        "  |                    ---- two",
+        '4 | match = ["fc"]',
+        "  |          ^^^^ nothing is left",
+    ]
+
+
+def test_what_is_said_of_a_mark_stays_within_the_terminal() -> None:
+    shown = text(twice(label("a long explanation", 3, '"fc"')), width=30)
+    assert shown.splitlines()[2:5] == [
+        '3 | match = ["layer4", "fc"]',
+        "  |                    ----",
+        "  |         a long explanation",
+    ]
+
+
+def test_places_go_into_json() -> None:
+    (found,) = json.loads(as_json([twice(label("taken here", 3, '"layer4"'))]))
+    assert found["labels"] == [
+        {"file": "r.toml", "line": 3, "column": 10, "end_column": 18, "message": "taken here"}
+    ]
+
+
 def test_long_texts_are_wrapped_on_a_terminal_and_not_in_a_pipe() -> None:
     long = Diagnostic("TLR401", "word " * 30 + "end", help="cure " * 20 + "end", severity="warning")
     assert text(long) == dedent(
@@ -152,6 +217,8 @@ def test_json_has_one_object_per_mistake() -> None:
         "path": ["phase", 0, "freeze", 0],
         "message": "`layerr4` matches no parameter",
         "help": "did you mean `layer4`?",
+        "end_column": 20,
+        "labels": [],
     }
     assert parsed[1]["line"] is None
     assert parsed[1]["path"] == []

@@ -6,6 +6,7 @@ import json
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 from tlrecipe.language.diagnostics import Diagnostic, Label
@@ -16,6 +17,7 @@ Segment = tuple[str, str]
 """Text and its rich style, which is empty for plain text."""
 
 _COLOURS = {"error": "bold red", "warning": "bold yellow"}
+_SECOND = "bold blue"
 _PIPE_WIDTH = 100
 _TAB = 4
 
@@ -33,23 +35,27 @@ def _escape(char: str) -> str:
 
 
 def as_json(diagnostics: Iterable[Diagnostic]) -> str:
-    """A JSON list of ``{file, line, column, code, severity, path, message, help}``."""
+    """A JSON list of ``{file, line, column, end_column, code, severity, path, message, help, labels}``, with
+    ``{file, line, column, end_column, message}`` for each further place."""
     return json.dumps(
         [
             {
-                "file": d.file,
-                "line": d.line,
-                "column": d.column,
+                **_span_as_json(d),
                 "code": d.code,
                 "severity": d.severity,
                 "path": list(d.path),
                 "message": d.message,
                 "help": d.help,
+                "labels": [{**_span_as_json(label), "message": label.text} for label in d.labels],
             }
             for d in diagnostics
         ],
         indent=2,
     )
+
+
+def _span_as_json(d: Diagnostic | Label) -> dict[str, str | int | None]:
+    return {"file": d.file, "line": d.line, "column": d.column, "end_column": d.end_column}
 
 
 def as_github(diagnostics: Iterable[Diagnostic]) -> str:
@@ -101,11 +107,14 @@ def _diagnostic(d: Diagnostic, width: int | None) -> Iterator[Segment]:
     yield lines[0][: len(place)], "bold"
     yield lines[0][len(place) : len(head) - 1], colour
     yield "\n".join([lines[0][len(head) - 1 :], *lines[1:]]) + "\n", ""
-    yield from _source(d, "^", colour, width)
+    beside = [label for label in d.labels if label.file == d.file]
+    spans = [_span(d, d.label, "^", colour), *(_span(x, x.text, "-", _SECOND) for x in beside)]
+    yield from _snippet(list(filter(None, spans)), width)
     for label in d.labels:
-        text = f"{_place(label)}note: {_message(label.text)}"
-        yield "\n".join(_wrapped(text, width, "  ")) + "\n", ""
-        yield from _source(label, "-", "bold blue", width)
+        if label.file != d.file:
+            text = f"{_place(label)}note: {_message(label.text)}"
+            yield "\n".join(_wrapped(text, width, "  ")) + "\n", ""
+            yield from _snippet(list(filter(None, [_span(label, None, "-", _SECOND)])), width)
     if d.help:
         first, *rest = _wrapped(f"help: {_message(d.help)}", width, "      ")
         yield first[:5], "bold green"
@@ -138,17 +147,56 @@ def _wrapped(text: str, width: int | None, indent: str) -> list[str]:
     return lines
 
 
-def _source(d: Diagnostic | Label, mark: str, style: str, width: int | None) -> Iterator[Segment]:
-    """The line of the file and the marks below the span."""
+class _Span(NamedTuple):
+    """A stretch of a line that is marked, and what is said of it."""
+
+    line: int
+    column: int
+    length: int
+    source: str
+    text: str
+    mark: str
+    style: str
+
+
+def _span(d: Diagnostic | Label, text: str | None, mark: str, style: str) -> _Span | None:
     if d.source is None or d.line is None or d.column is None:
-        return
-    gutter = f"{d.line} | "
+        return None
     length = max(1, (d.end_column or 0) - d.column)
-    window = _window(d.source, d.column - 1, length, (width or _PIPE_WIDTH) - len(gutter))
-    yield gutter, "blue"
-    yield f"{window.text}\n", ""
-    yield " " * (len(gutter) - 2) + "| ", "blue"
-    yield " " * window.offset + mark * window.marks + "\n", style
+    said = " ".join(printable(part) for part in (text or "").split("\n"))
+    return _Span(d.line, d.column, length, d.source, said, mark, style)
+
+
+def _snippet(spans: Sequence[_Span], width: int | None) -> Iterator[Segment]:
+    """The lines of one file that have marks, each with its marks below; a line of dots where some are left
+    out between them."""
+    gutter = max((len(str(span.line)) for span in spans), default=0)
+    before: int | None = None
+    for line, group in groupby(sorted(spans), key=lambda span: span.line):
+        if before is not None and line > before + 1:
+            yield "...\n", "blue"
+        before = line
+        yield from _marked_line(f"{line:>{gutter}} | ", list(group), (width or _PIPE_WIDTH))
+
+
+def _marked_line(front: str, spans: Sequence[_Span], width: int) -> Iterator[Segment]:
+    """A line, and below it a line for each span; a line that is cut is shown again for each."""
+    shown = ""
+    for span in spans:
+        window = _window(span.source, span.column - 1, span.length, width - len(front))
+        if window.text != shown:
+            shown = window.text
+            yield front, "blue"
+            yield f"{shown}\n", ""
+        behind = f" {span.text}" if span.text else ""
+        marks = " " * window.offset + span.mark * window.marks
+        rows = [marks + behind]
+        if behind and len(front) + len(rows[0]) > width:
+            room = max(0, width - len(front) - len(span.text))
+            rows = [marks, " " * min(window.offset, room) + span.text]
+        for row in rows:
+            yield " " * (len(front) - 2) + "| ", "blue"
+            yield f"{row}\n", span.style
 
 
 class _Window(NamedTuple):

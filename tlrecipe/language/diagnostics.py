@@ -26,6 +26,7 @@ class Label:
     column: int | None = None
     end_column: int | None = None
     source: str | None = None
+    at: Literal["value", "key"] = "value"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Diagnostic:
     path: Path = ()
     help: str | None = None
     labels: tuple[Label, ...] = ()
+    label: str | None = None
+    """What is marked, in a few words, where ``labels`` mark other places as well."""
     severity: Literal["error", "warning"] = "error"
     at: Literal["value", "key"] = "value"
     file: str | None = None

@@ -364,7 +364,7 @@ def _duplicate_names(data: Mapping[str, Any]) -> Iterator[Diagnostic]:
             if isinstance(name, str) and first.setdefault(name, path) != path:
                 label = Label(first[name], "first used here")
                 message = f"two {kind}s are named `{name}`"
-                yield Diagnostic("TLR109", message, path, "give each its own name", (label,))
+                yield Diagnostic("TLR109", message, path, "give each its own name", (label,), "used again")
 
 
 # --------------------------------------------------------------------------- in words

@@ -145,7 +145,7 @@ class Source:
             label = self.mark(Label(duplicate.path, "first defined here"), duplicate.first)
             what = f"`{'.'.join(map(str, duplicate.path))}` is defined twice"
             help = "keep one of the two; phases and groups are written `[[phase]]`, `[[group]]`"
-            error = Diagnostic("TLR004", what, duplicate.path, help, (label,), at="key")
+            error = Diagnostic("TLR004", what, duplicate.path, help, (label,), "defined again", at="key")
             raise TlrecipeError([self.mark(error, duplicate.second)])
 
     def _position(self, offset: int) -> tuple[int, int]:

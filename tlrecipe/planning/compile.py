@@ -57,12 +57,18 @@ class _Compiler:
         self.all = frozenset(param.name for param in table)
 
     def error(
-        self, code: str, message: str, path: Path, help: str | None = None, labels: Iterable[Label] = ()
+        self,
+        code: str,
+        message: str,
+        path: Path,
+        help: str | None = None,
+        labels: Iterable[Label] = (),
+        label: str | None = None,
     ) -> None:
-        self.found.append(Diagnostic(code, message, path, help, tuple(labels)))
+        self.found.append(Diagnostic(code, message, path, help, tuple(labels), label))
 
-    def warn(self, code: str, message: str, path: Path, help: str | None = None) -> None:
-        self.found.append(Diagnostic(code, message, path, help, severity="warning"))
+    def warn(self, code: str, message: str, path: Path, labels: Iterable[Label] = ()) -> None:
+        self.found.append(Diagnostic(code, message, path, labels=tuple(labels), severity="warning"))
 
     # ------------------------------------------------------------------ whole recipe
 
@@ -85,6 +91,7 @@ class _Compiler:
                 'final_weights = "best" needs a validation split',
                 ("final_weights",),
                 'set [data] val = 0.1, or final_weights = "last"',
+                self._no_validation(),
             )
         self._check_size(("data", "size"), recipe.data.size)
         resolved = [phase for phase in phases if phase is not None]
@@ -133,6 +140,8 @@ class _Compiler:
                 f"{self.recipe.backbone.name} is built for images of {built} pixels, not {size}",
                 path,
                 "leave the phase's `size` out: [data] size is the one that the network is built for",
+                [Label(("data", "size"), "built for this size")] if self.recipe.data.size else [],
+                "another size",
             )
 
     # ------------------------------------------------------------------ groups
@@ -140,7 +149,8 @@ class _Compiler:
     def _partition(self, groups: Sequence[GroupSpec]) -> tuple[dict[str, str] | None, tuple[Match, ...]]:
         """Parameter → group, first match wins; None where an error makes it meaningless."""
         owner: dict[str, str] = {}
-        claims: dict[str, tuple[str, str]] = {}
+        claims: dict[str, tuple[str, str, Path]] = {}
+        takers: dict[str, Path] = {}
         matches: list[Match] = []
         failed = False
         for index, group in enumerate(groups):
@@ -153,11 +163,13 @@ class _Compiler:
                     continue
                 taken = [name for name in self._ordered(matched) if name not in owner]
                 if not taken:
-                    self._shadowed(pattern, path, matched, owner, group.name)
+                    places = dict.fromkeys(takers[name] for name in self._ordered(matched))
+                    self._shadowed(pattern, path, matched, owner, group.name, places)
                     failed = True
                     continue
                 self._claim(pattern, path, matched, group.name, claims)
                 owner.update(dict.fromkeys(taken, group.name))
+                takers.update(dict.fromkeys(taken, path))
                 matches.append(self._match(f"group.{group.name}.match", pattern, taken, len(matched)))
         left = [param.name for param in self.table if param.name not in owner]
         if left and not failed:
@@ -172,10 +184,16 @@ class _Compiler:
         return (None if failed else owner), tuple(matches)
 
     def _shadowed(
-        self, pattern: str, path: Path, matched: frozenset[str], owner: Mapping[str, str], group: str
+        self,
+        pattern: str,
+        path: Path,
+        matched: frozenset[str],
+        owner: Mapping[str, str],
+        group: str,
+        places: Iterable[Path],
     ) -> None:
+        """A pattern that comes too late: ``places`` are those of the patterns that took what it matches."""
         takers = list(dict.fromkeys(owner[name] for name in self._ordered(matched)))
-        index = {spec.name: position for position, spec in enumerate(self.recipe.group)}
         if takers == [group]:
             message = f"all that `{pattern}` matches is already in this group"
             help_text = "remove this pattern"
@@ -183,8 +201,8 @@ class _Compiler:
             listed = " and ".join(f"`{name}`" for name in takers)
             message = f"all that `{pattern}` matches is already taken by {listed}"
             help_text = "the first match wins: move this group up, or remove the pattern"
-        labels = [Label(("group", index[name], "name"), "taken here") for name in takers if name != group]
-        self.error("TLR105", message, path, help_text, labels)
+        labels = [Label(place, "taken here") for place in places]
+        self.error("TLR105", message, path, help_text, labels, "nothing is left for this one")
 
     def _claim(
         self,
@@ -192,7 +210,7 @@ class _Compiler:
         path: Path,
         matched: frozenset[str],
         group: str,
-        claims: dict[str, tuple[str, str]],
+        claims: dict[str, tuple[str, str, Path]],
     ) -> None:
         """A tied parameter belongs to one group: the names that groups know it by must agree."""
         parsed = parse_pattern(pattern)
@@ -201,7 +219,7 @@ class _Compiler:
             if not param.aliases:
                 continue
             for alias in self.match.names(parsed, param):
-                first_group, first_name = claims.setdefault(name, (group, alias))
+                first_group, first_name, first = claims.setdefault(name, (group, alias, path))
                 if alias != first_name and first_group != group and pattern != "**":
                     self.error(
                         "TLR108",
@@ -209,6 +227,8 @@ class _Compiler:
                         f" `{first_group}` claim it under different names",
                         path,
                         f"match both names in one group: {', '.join((name, *param.aliases))}",
+                        [Label(first, f"claims it as `{first_name}`")],
+                        f"claims it as `{alias}`",
                     )
                     return
 
@@ -243,6 +263,8 @@ class _Compiler:
                         f"`{pattern}` exempts nothing: `freeze` matches none of its parameters",
                         path,
                         "remove it, or add what it is an exception of to `freeze`",
+                        [Label(("phase", index, "freeze"), "has none of them")],
+                        "an exception of nothing",
                     )
                 continue
             thawed |= matched
@@ -278,6 +300,8 @@ class _Compiler:
                 f" `{random[0]}` first",
                 path,
                 'backbone.weights is "none": freeze nothing, or start from pretrained weights',
+                [Label(("backbone", "weights"), "random weights")],
+                "frozen here",
             )
 
     # ------------------------------------------------------------------ one phase
@@ -316,6 +340,8 @@ class _Compiler:
                 f"a warm-up of {warmup} steps does not fit into phase `{phase.name}`, which has {steps}",
                 (*path, "schedule", "warmup"),
                 "shorten the warm-up; a fraction such as 0.1 always fits",
+                [Label((*path, "steps" if phase.epochs is None else "epochs"), f"{steps:,} steps")],
+                f"{warmup:,} steps of warm-up",
             )
         optimizer = phase.optimizer or recipe.optimizer
         if phase.optimizer:
@@ -382,6 +408,8 @@ class _Compiler:
                 f"phase `{phase.name}` has {'both `epochs` and `steps`' if both else 'no length'}",
                 (*path, "steps") if both else path,
                 "keep one of the two" if both else "write `epochs = N` or `steps = N`",
+                [Label((*path, "epochs"), "a length", at="key")] if both else [],
+                "a second length" if both else None,
             )
             return None
         return phase.steps if phase.epochs is None else phase.epochs * per_epoch
@@ -394,6 +422,7 @@ class _Compiler:
                 f"early stopping of phase `{phase.name}` needs a validation split",
                 (*path, "stop"),
                 "set [data] val = 0.1, or remove `stop`",
+                self._no_validation(),
             )
         if phase.start_from == "best" and (index == 0 or not val):
             reason = "is the first" if index == 0 else "follows one without validation"
@@ -403,6 +432,11 @@ class _Compiler:
                 (*path, "start_from"),
                 'remove it, or write start_from = "last"',
             )
+
+    def _no_validation(self) -> list[Label]:
+        """Where the recipe says that no images are held out, if it does."""
+        written = "val" in self.recipe.data.model_fields_set and not self.recipe.data.val
+        return [Label(("data", "val"), "no images are held out")] if written else []
 
     def _rates(
         self, phase: PhaseSpec, path: Path, trainable: frozenset[str], partition: Mapping[str, str]
@@ -429,6 +463,7 @@ class _Compiler:
                     "TLR130",
                     f"group `{name}` has a rate, but phase `{phase.name}` freezes all of it",
                     (*path, "lr", name),
+                    [Label((*path, "freeze"), "freezes the group")],
                 )
         unknown = any(name not in names for name in phase.lr)
         missing = [name for name in names if name in training and name not in phase.lr]
@@ -438,6 +473,10 @@ class _Compiler:
                 f"phase `{phase.name}` trains group `{missing[0]}` but gives it no rate",
                 (*path, "lr"),
                 f"add {', '.join(f'{name} = …' for name in missing)}, or freeze what shall stand still",
+                [Label(("group", names.index(missing[0]), "name"), "trains in this phase")]
+                if self.recipe.group
+                else [],
+                "has no rate for it",
             )
         return {name: rate for name, rate in phase.lr.items() if name in training}
 
