@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -13,18 +14,8 @@ from tlrecipe.cli import console
 from tlrecipe.cli.render import printable
 from tlrecipe.cli.reporting import warn
 from tlrecipe.language.diagnostics import CODES, Diagnostic, did_you_mean
+from tlrecipe.language.explanations import EXPLANATIONS, explain
 from tlrecipe.workflow import checking
-
-_EXIT_MEANINGS = {
-    2: "usage",
-    3: "recipe",
-    4: "data",
-    5: "weights or model file",
-    6: "checkpoint or run directory",
-    7: "numerics",
-    8: "memory",
-    9: "disk",
-}
 
 
 def is_code(text: str) -> bool:
@@ -33,16 +24,16 @@ def is_code(text: str) -> bool:
 
 
 def explain_code(text: str, *, as_json: bool) -> None:
-    """Say what a code stands for and which exit code it has. Raises a usage error for an unknown one."""
+    """Say what a code means, with an example and the cure. Raises a usage error for an unknown one."""
     code = text.upper()
     if code not in CODES:
         hint = did_you_mean(code, list(CODES))
         raise click.UsageError(f"there is no code {code}" + (f": {hint}" if hint else ""))
-    exit_code = Diagnostic(code, "").exit_code
     if as_json:
-        console.out(json.dumps({"code": code, "title": CODES[code], "exit_code": exit_code}))
+        facts = {"code": code, "title": CODES[code], "exit_code": Diagnostic(code, "").exit_code}
+        console.out(json.dumps(facts | asdict(EXPLANATIONS[code]), indent=2))
     else:
-        console.out(f"{code}: {CODES[code]}\nexit code {exit_code}: {_EXIT_MEANINGS[exit_code]}")
+        console.out(explain(code))
 
 
 def explain_recipe(path: Path, overrides: Sequence[str], *, memory: bool, as_json: bool) -> None:

@@ -61,9 +61,7 @@ class Layer:
 
     def locate(self, diagnostic: Diagnostic) -> Diagnostic:
         """The diagnostic and its labels with their places filled in, where they have none yet."""
-        labels = tuple(
-            self._mark(label, label.path, at_key=label.at == "key") for label in diagnostic.labels
-        )
+        labels = tuple(self._mark(label, label.path, at_key=label.at == "key") for label in diagnostic.labels)
         marked = self._mark(diagnostic, diagnostic.path, at_key=diagnostic.at == "key")
         return replace(marked, labels=labels)
 
