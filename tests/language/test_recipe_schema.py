@@ -85,6 +85,17 @@ def test_every_key_has_a_description_and_valid_examples(key: str) -> None:
         model.model_validate({**required, name: example})
 
 
+def test_every_key_of_the_schema_file_has_a_description_and_an_example() -> None:
+    document = json.loads(schema.FILE.read_text(encoding="utf-8"))
+    bare = [
+        f"{name}.{key}"
+        for name, table in document["$defs"].items()
+        for key, node in table["properties"].items()
+        if not (node.get("description") and node.get("examples"))
+    ]
+    assert bare == []
+
+
 def test_every_table_of_the_schema_forbids_unknown_keys_and_null() -> None:
     document = json.loads(schema.FILE.read_text(encoding="utf-8"))
     for name, table in document["$defs"].items():

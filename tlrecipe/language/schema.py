@@ -61,6 +61,9 @@ def _without_null(node: Any) -> Any:
         for key, value in node.items()
         if value is not None and not (key == "title" and isinstance(value, str))
     }
+    if "const" in kept and "description" in kept:
+        # A key that chooses among tables has one value in each: that is its example.
+        kept.setdefault("examples", [kept["const"]])
     branches = [branch for branch in kept.get("anyOf", []) if branch != {"type": "null"}]
     if len(branches) == 1:
         del kept["anyOf"]
