@@ -23,6 +23,8 @@ FROZEN = [
     *("--set", 'phase.all.freeze=["@backbone"]'),
 ]
 
+SHIPPED = Path(__file__).parents[2] / "recipes"
+
 HEAVY = ("torch", "torchvision", "timm", "numpy", "structlog", "matplotlib", "jinja2", "PIL")
 
 LIGHTLY = """
@@ -254,6 +256,15 @@ def test_a_recipe_is_explained_in_80_columns(project: Path) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_explained_in_80_columns(path: Path) -> None:
+    hostile = 'description="\\u202e<img src=x onerror=alert(1)>\\u001b[31m \\n' + "x" * 200 + '"'
+    printed = invoke("explain", path, "--set", hostile)
+    assert printed.exit_code == 0, printed.output
+    assert max(map(len, printed.stdout.splitlines())) <= 80
+    assert all(char.isprintable() or char == "\n" for char in printed.stdout)
+
+
 def test_a_plan_is_explained_as_json(project: Path) -> None:
     result = invoke("explain", project / "tiny.toml", "--json", *FROZEN)
     facts = json.loads(result.stdout)
@@ -276,11 +287,11 @@ def test_parameters_are_shown_with_counts_and_groups(project: Path) -> None:
 
 def test_a_pattern_shows_what_it_matches(project: Path) -> None:
     result = invoke("params", project / "tiny.toml", "layer1", "@bias")
-    names = [row.split()[0] for row in result.stdout.splitlines()[1:-2]]
+    names = [row.split()[0] for row in result.stdout.splitlines()[1:-4]]
     assert "layer1.0.conv1.weight" in names
     assert "fc.bias" in names
     assert "fc.weight" not in names
-    assert result.stdout.splitlines()[-2].startswith("`layer1` matches 6 of 47 parameters")
+    assert result.stdout.splitlines()[-4].startswith("`layer1` matches 6 of 47 parameters")
 
 
 def test_patterns_that_match_nothing_or_are_none_are_reported_together(project: Path) -> None:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlrecipe import files
 from tlrecipe.cli import console
+from tlrecipe.cli.render import Segment
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.text import load
 
 if TYPE_CHECKING:
-    from rich.tree import Tree
-
     from tlrecipe.language.spec import Recipe
     from tlrecipe.planning.facts import ParamFact, ParamTable
 
 _DEPTH = 2
+_NO_GROUP = "no group"
+_COLOURS = ("cyan", "magenta", "yellow", "green", "blue")
+_PIPE_WIDTH = 80
 
 
 def params(path: Path, patterns: Sequence[str], overrides: Sequence[str], depth: int | None) -> None:
-    """Print the tree of parameter names, or of those that a pattern matches.
+    """Print the parameters, or those that a pattern matches: as a tree, or a line with the full name of each
+    where stdout is no terminal.
 
     Modules below ``depth`` name segments are one line each; by default 2, and no limit with patterns.
     Mistakes in the recipe's own patterns do not matter: this is the tool to find the right ones.
@@ -33,23 +38,32 @@ def params(path: Path, patterns: Sequence[str], overrides: Sequence[str], depth:
     from tlrecipe.models.table import described
 
     table = described(recipe.backbone, recipe.head, _classes(recipe), files.cache_dir(), recipe.data.size)
-    shown = list(table)
+    shown, matched = list(table), dict[str, frozenset[str]]()
     if patterns:
         matched = _matched(table, patterns)
         shown = [param for param in table if param.name in frozenset().union(*matched.values())]
-    root = _tree(shown, _groups(recipe, table))
+    groups = _groups(recipe, table)
+    root = _tree(shown, groups)
+    _mark_parts(root, _tree(list(table), groups))
     limit = depth or (len(max(table.by_name, key=len)) if patterns else _DEPTH)
     console.out(f"{recipe.backbone.name}: {_values(sum(param.numel for param in table))}")
-    if console.wants_colour(sys.stdout):
-        _print_tree(root, limit)
+    colours = dict(zip(dict.fromkeys(groups.values()), cycle(_COLOURS)))
+    if sys.stdout.isatty() or console.wants_colour(sys.stdout):
+        width = console.width(sys.stdout) or _PIPE_WIDTH
+        console.styled(_tree_lines(list(_branches(root, limit)), colours, width), sys.stdout)
     else:
         _print_lines(root, limit)
-    if patterns:
-        for pattern, names in matched.items():
-            count = sum(table.by_name[name].numel for name in names)
-            console.out(
-                f"`{pattern}` matches {len(names)} of {len(table.params)} parameters, {_values(count)}"
-            )
+    for pattern, names in matched.items():
+        _print_match(pattern, [param for param in table if param.name in names], len(table.params), groups)
+
+
+def _print_match(pattern: str, matched: Sequence[ParamFact], total: int, groups: Mapping[str, str]) -> None:
+    """How much a pattern matches, and whose it is now."""
+    values = _values(sum(param.numel for param in matched))
+    console.out(f"`{pattern}` matches {len(matched)} of {total} parameters, {values}")
+    owners = Counter(groups.get(param.name, _NO_GROUP) for param in matched)
+    listed = ", ".join(f"{name} {count}" for name, count in owners.items())
+    console.out(f"  now in: {listed}")
 
 
 def _classes(recipe: Recipe) -> int:
@@ -110,6 +124,8 @@ class _Node:
     groups: Mapping[str, str]
     param: ParamFact | None = None
     children: dict[str, _Node] = field(default_factory=dict)
+    of: int | None = None
+    """Parameters of the module, where only some of them are in the tree."""
 
     @property
     def params(self) -> Iterator[ParamFact]:
@@ -127,6 +143,8 @@ class _Node:
         if self.param is not None:
             return "×".join(map(str, self.param.shape)) or "scalar"
         number = len(list(self.params))
+        if self.of is not None:
+            return f"{number} of {self.of}"
         return f"{number} parameter{'s' if number > 1 else ''}"
 
     @property
@@ -135,9 +153,9 @@ class _Node:
         return f"stage {stages[0]}" if len(stages) == 1 else f"stages {stages[0]}..{stages[-1]}"
 
     @property
-    def group(self) -> str:
-        names = dict.fromkeys(self.groups.get(param.name, "no group") for param in self.params)
-        return ", ".join(names)
+    def owners(self) -> list[str]:
+        """The groups of its parameters, in order."""
+        return list(dict.fromkeys(self.groups.get(param.name, _NO_GROUP) for param in self.params))
 
 
 def _tree(params: Sequence[ParamFact], groups: Mapping[str, str]) -> _Node:
@@ -151,9 +169,24 @@ def _tree(params: Sequence[ParamFact], groups: Mapping[str, str]) -> _Node:
     return root
 
 
+def _mark_parts(shown: _Node, whole: _Node) -> None:
+    """Note at each module of which only some parameters are shown how many it has."""
+    total = len(list(whole.params))
+    if total > len(list(shown.params)):
+        shown.of = total
+        for segment, child in shown.children.items():
+            _mark_parts(child, whole.children[segment])
+
+
 def _print_lines(root: _Node, depth: int) -> None:
     rows = [
-        (node.name if node.param else f"{node.name}.**", node.what, f"{node.count:,}", node.stage, node.group)
+        (
+            node.name if node.param else f"{node.name}.**",
+            node.what,
+            f"{node.count:,}",
+            node.stage,
+            ", ".join(node.owners),
+        )
         for node in _cut(root, depth)
     ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
@@ -172,28 +205,54 @@ def _cut(node: _Node, depth: int) -> Iterator[_Node]:
             yield from _cut(child, depth - 1)
 
 
-def _print_tree(root: _Node, depth: int) -> None:
-    from rich.console import Console
-    from rich.tree import Tree
+@dataclass(frozen=True)
+class _Row:
+    """A line of the tree."""
 
-    tree = Tree("", hide_root=True)
-    _grow(tree, root, depth)
-    Console(highlight=False).print(tree)
+    guides: str
+    segment: str
+    node: _Node
 
 
-def _grow(tree: Tree, node: _Node, depth: int) -> None:
-    from rich.text import Text
+def _branches(node: _Node, depth: int, guides: str = "") -> Iterator[_Row]:
+    """The lines of the tree below a node. Modules with a single child share its line."""
+    children = list(node.children.items())
+    for position, (segment, child) in enumerate(children):
+        left = depth - 1
+        while left > 0 and len(child.children) == 1:
+            (part, child), left = next(iter(child.children.items())), left - 1
+            segment = f"{segment}.{part}"
+        last = position == len(children) - 1
+        front, below = ("└── ", "    ") if last else ("├── ", "│   ")
+        top = node.name == ""
+        yield _Row("" if top else guides + front, segment, child)
+        if left > 0:
+            yield from _branches(child, left, "" if top else guides + below)
 
-    for segment, child in node.children.items():
-        label = Text.assemble(
-            (segment, "" if child.param else "bold"),
-            (f"  {child.what}", "dim"),
-            f"  {child.count:,}  {child.stage}  ",
-            (child.group, "cyan"),
-        )
-        branch = tree.add(label)
-        if depth > 1:
-            _grow(branch, child, depth - 1)
+
+def _tree_lines(rows: Sequence[_Row], colours: Mapping[str, str], width: int) -> Iterator[Segment]:
+    """Rows in columns that fit into ``width``: names and groups are cut where they must be."""
+    cells = [(row.node.what, f"{row.node.count:,}", row.node.stage) for row in rows]
+    widths = [max((len(cell[column]) for cell in cells), default=0) for column in range(3)]
+    owners = [", ".join(row.node.owners) for row in rows]
+    room = width - sum(widths) - 8
+    group_width = min(max(map(len, owners), default=0), max(room // 3, 8))
+    named = max((len(row.guides + row.segment) for row in rows), default=0)
+    name_width = max(min(named, room - group_width), 12)
+    for row, (what, count, stage), owner in zip(rows, cells, owners, strict=True):
+        single = row.node.owners[0] if len(row.node.owners) == 1 else ""
+        colour = "bold red" if single == _NO_GROUP else colours.get(single, "")
+        name = _cut_to(row.segment, name_width - len(row.guides))
+        yield row.guides, "dim"
+        yield name, colour if row.node.param else f"bold {colour}".strip()
+        yield " " * (name_width - len(row.guides) - len(name)), ""
+        yield f"  {what:<{widths[0]}}", "dim"
+        yield f"  {count:>{widths[1]}}  {stage:<{widths[2]}}  ", ""
+        yield f"{_cut_to(owner, group_width)}\n", colour
+
+
+def _cut_to(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"
 
 
 def _values(count: int) -> str:

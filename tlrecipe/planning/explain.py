@@ -210,6 +210,5 @@ def _wrapped(line: str, width: int = 80) -> list[str]:
         width,
         initial_indent=indent,
         subsequent_indent=f"{indent}    ",
-        break_long_words=False,
         break_on_hyphens=False,
     )
