@@ -8,6 +8,7 @@ from typing import Any
 
 import rich_click as click
 
+from tlrecipe.cli import completion
 from tlrecipe.cli.reporting import reports
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -18,6 +19,7 @@ _SET: Decorator = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=completion.overrides,
     help="Override a value of the recipe, read as TOML: --set phase.finetune.epochs=3. Repeatable.",
 )
 _JSON: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -54,7 +56,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("recipe", type=_FILE)
+@click.argument("recipe", type=_FILE, shell_complete=completion.recipes)
 @_SET
 @click.option("--run-dir", type=_FILE, help="Where to write; by default a new folder under runs/.")
 @_DEVICE
@@ -83,7 +85,7 @@ def resume(run_dir: Path, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("recipes", nargs=-1, required=True, type=_FILE)
+@click.argument("recipes", nargs=-1, required=True, type=_FILE, shell_complete=completion.recipes)
 @_SET
 @click.option("--data", "decode", is_flag=True, help="Open every image as well.")
 @reports
@@ -95,7 +97,7 @@ def validate(recipes: tuple[Path, ...], overrides: tuple[str, ...], decode: bool
 
 
 @cli.command()
-@click.argument("recipe", metavar="RECIPE|CODE")
+@click.argument("recipe", metavar="RECIPE|CODE", shell_complete=completion.recipes_or_codes)
 @_SET
 @click.option("--memory", is_flag=True, help="Predict the peak memory of each phase too.")
 @_JSON
@@ -111,7 +113,7 @@ def explain(recipe: str, overrides: tuple[str, ...], memory: bool, as_json: bool
 
 
 @cli.command()
-@click.argument("recipe", type=_FILE)
+@click.argument("recipe", type=_FILE, shell_complete=completion.recipes)
 @click.argument("globs", nargs=-1, metavar="[GLOB]...")
 @_SET
 @click.option("--depth", type=click.IntRange(min=1), help="Name segments to show; the rest is summed up.")
@@ -187,7 +189,7 @@ def predict(model: Path, images: tuple[Path, ...], out: Path | None, **options: 
 
 @cli.command("list")
 @click.argument("kind", type=click.Choice(["backbones", "data", "optimizers", "schedules", "augmentations"]))
-@click.argument("filter", default="")
+@click.argument("filter", default="", shell_complete=completion.names_of_kind)
 @reports
 def list_names(kind: str, filter: str) -> None:
     """List what a recipe may name."""
@@ -208,6 +210,18 @@ def print_schema(out: Path | None) -> None:
         click.echo(schema(), nl=False)
     else:
         files.write_atomic(out, schema().encode())
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh"]))
+@reports
+def print_completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    Bash: add eval "$(tlrecipe completion bash)" to ~/.bashrc. Zsh: the same with zsh in ~/.zshrc, behind
+    compinit.
+    """
+    completion.print_script(shell)
 
 
 @cli.group()

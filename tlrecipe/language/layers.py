@@ -252,6 +252,13 @@ def _settable(
                         yield from _settable(entry, shape["items"], f"{name}{word}.", (*path, position))
 
 
+def settable_keys(source: Source, file: FilePath) -> list[str]:
+    """Every key that an override of this recipe may have, phases and groups by their names. Raises what
+    :func:`read_layers` does."""
+    names = (name.rstrip(".") for name, _ in _settable(read_layers(source, file)))
+    return list(dict.fromkeys(name for name in names if not re.search(r"\.[0-9]+\.", name)))
+
+
 def _assign(layer: Layer, path: Path, new: Layer, keys: tuple[str, ...] = ()) -> Layer:
     """``layer`` with ``new`` at ``path``; tables on the way are made. ``keys`` is where ``layer`` stands."""
     if not path:

@@ -88,9 +88,14 @@ def _key(spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None) -> 
         "head": head.model_dump(),
         "classes": classes,
         "size": size,
-        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "libraries": versions(),
     }
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of the libraries that networks come from; None for one that is not installed."""
+    return {name: _version(name) for name in _LIBRARIES}
 
 
 def _version(distribution: str) -> str | None:
