@@ -20,6 +20,7 @@ MAX_DEPTH = 40
 
 TAGS: Mapping[tuple[str, ...], str] = {
     ("data",): "source",
+    ("backbone",): "source",
     ("optimizer",): "name",
     ("phase", "optimizer"): "name",
     ("phase", "schedule"): "name",
@@ -28,7 +29,11 @@ TAGS: Mapping[tuple[str, ...], str] = {
 
 _RIVALS = {"epochs": "steps", "steps": "epochs"}
 _NAMED = (("group",), ("phase",))
-_FILE_PATHS: tuple[tuple[str, str], ...] = (("data", "path"), ("backbone", "weights"))
+_FILE_PATHS: tuple[tuple[str, str], ...] = (
+    ("data", "path"),
+    ("backbone", "weights"),
+    ("backbone", "path"),
+)
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
