@@ -101,7 +101,6 @@ class _Compiler:
                 f"the weights of {self.table.architecture} are not for commercial use:"
                 f" their licence is {self.table.license}",
                 ("backbone", "weights"),
-                "what is trained from them is bound by it too; choose other weights where that matters",
             )
         resolved = [phase for phase in phases if phase is not None]
         if partition is None or len(resolved) < len(phases):
