@@ -296,3 +296,14 @@ def test_explain_predicts_the_memory_of_each_phase_where_it_is_asked_to(project:
     )
     assert [phase["predicted_memory_bytes"] for phase in unasked] == [None]
     assert all(phase["predicted_memory_bytes"] > 10**8 for phase in asked)
+
+
+def test_a_finished_run_is_the_backbone_of_the_next(project: Path, finished: Finished, here: Path) -> None:
+    backbone = f'backbone={{ source = "bundle", path = "{finished.directory}" }}'
+    done = invoke("run", project / "tiny.toml", "--set", backbone, "--run-dir", here / "next")
+    assert done.exit_code == 0, done.stderr
+    before = json.loads((finished.directory / "model/bundle.json").read_text())
+    said = json.loads((here / "next/result.json").read_text())["backbone"]
+    assert said["sha256"] == before["model_sha256"]
+    assert [item["recipe"]["name"] for item in said["ancestors"]] == ["tiny"]
+    assert before["model_sha256"] in (here / "next/model/README.md").read_text()

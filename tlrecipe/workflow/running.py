@@ -219,7 +219,7 @@ def _trained(
     assert listing is not None
     written = files.read(directory.path / "recipe.toml", code="TLR601")
     recipe_sha256 = hashlib.sha256(written).hexdigest()
-    result = {"status": "stopped", "recipe": recipe.name, "recipe_sha256": recipe_sha256}
+    result: dict[str, Any] = {"status": "stopped", "recipe": recipe.name, "recipe_sha256": recipe_sha256}
 
     def emit(kind: str, /, **fields: Any) -> None:
         on_event(kind, **fields)
@@ -266,6 +266,7 @@ def _trained(
         averaged=done.weights == "ema",
     )
     seconds = {"total": time.perf_counter() - started, "data": data.seconds}
+    result["backbone"] = backbone.provenance()
     return result | _outcome(done, plan.classes, seconds)
 
 
