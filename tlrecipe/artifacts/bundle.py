@@ -103,6 +103,8 @@ class Bundle(_Record):
     """Whether the weights are an exponential moving average."""
     precision: Literal["fp32", "bf16"]
     """What the metrics were computed in, all but the head."""
+    test_flip: bool = False
+    """Whether probabilities are the mean over an image and its mirror image."""
     metrics: dict[Text, dict[Text, int | float | Text]]
     """By split and name."""
     origin: Text
@@ -152,6 +154,7 @@ def write_bundle(
                     "heads": list(backbone.heads),
                     "averaged": averaged,
                     "precision": precision,
+                    "test_flip": recipe.test_flip,
                     "metrics": metrics,
                     "origin": backbone.origin,
                     "origin_sha256": backbone.weights_sha256,
@@ -276,7 +279,13 @@ class Model:
         """The network as it was evaluated: in the recorded precision, where this processor has it."""
         device = next(self.model.parameters()).device
         precision = self.bundle.precision if native_bf16(device.type) else "fp32"
-        return Inference(self.model, self.bundle.heads, self.preprocessing.size, precision=precision)
+        return Inference(
+            self.model,
+            self.bundle.heads,
+            self.preprocessing.size,
+            precision=precision,
+            flip=self.bundle.test_flip,
+        )
 
     def predict(
         self, paths: Iterable[str | Path], top: int = 1, batch_size: int = 32

@@ -21,6 +21,8 @@ MAX_DEPTH = 40
 TAGS: Mapping[tuple[str, ...], str] = {
     ("data",): "source",
     ("optimizer",): "name",
+    ("loss",): "name",
+    ("phase", "loss"): "name",
     ("phase", "optimizer"): "name",
     ("phase", "schedule"): "name",
 }
