@@ -505,3 +505,11 @@ def test_preview_writes_a_sheet_for_all_phases(project: Path, here: Path) -> Non
         assert plain.exit_code == 0
         with Image.open(here / "plain.png") as smaller:
             assert smaller.height < sheet.height
+
+
+def test_the_recipes_of_methods_are_sound_and_use_their_method() -> None:
+    folder = Path(checking.__file__).parents[2] / "recipes/methods"
+    for name in ("wise_ft", "l2_sp", "test_flip"):
+        plan = checking.plan(folder / f"{name}.toml", needs_data=True).plan
+        assert plan.counts["train"] == 100
+        assert getattr(plan if name == "test_flip" else plan.phases[1], name)

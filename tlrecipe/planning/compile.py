@@ -535,14 +535,17 @@ class _Compiler:
             return
         small, large = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
         if counts[large] >= UNBALANCED * counts[small]:
-            self.warn(
-                "TLR135",
-                f"class `{large}` has {counts[large]:,} training images and `{small}` {counts[small]:,}:"
-                f" {counts[large] / counts[small]:.0f} times as many",
-                ("data",),
-                help='if small classes matter as much, write `sampling = "balanced"` in the phases or'
-                ' `[loss]` with `name = "cross_entropy"` and `class_weights = "balanced"`, and watch'
-                ' `best_metric = "balanced_accuracy"`',
+            self.found.append(
+                Diagnostic(
+                    "TLR135",
+                    f"class `{large}` has {counts[large]:,} training images and `{small}` {counts[small]:,}:"
+                    f" {counts[large] / counts[small]:.0f} times as many",
+                    ("data",),
+                    'if small classes matter as much, write `sampling = "balanced"` in the phases or'
+                    ' `[loss]` with `name = "cross_entropy"` and `class_weights = "balanced"`, and watch'
+                    ' `best_metric = "balanced_accuracy"`',
+                    severity="warning",
+                )
             )
 
     def _pulled(self, phase: PhaseSpec) -> frozenset[str]:
