@@ -488,3 +488,28 @@ def test_modules_in_the_working_directory_are_not_run(project: Path, tmp_path: P
     )
     assert result.returncode == 0, result.stderr
     assert "a stranger" not in result.stderr
+
+
+# --------------------------------------------------------------------------- preview
+
+
+def test_preview_writes_a_sheet_for_all_phases(project: Path, here: Path) -> None:
+    from PIL import Image
+
+    result = invoke("preview", project / "tiny.toml", "--set", "phase.all.augment={mixup=0.4}", "--images", 5)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "contact sheet: tiny-preview.png\n"
+    with Image.open(here / "tiny-preview.png") as sheet:
+        assert sheet.format == "PNG"
+        plain = invoke("preview", project / "tiny.toml", "-o", here / "plain.png")
+        assert plain.exit_code == 0
+        with Image.open(here / "plain.png") as smaller:
+            assert smaller.height < sheet.height
+
+
+def test_the_recipes_of_methods_are_sound_and_use_their_method() -> None:
+    folder = Path(checking.__file__).parents[2] / "recipes/methods"
+    for name in ("wise_ft", "l2_sp", "test_flip"):
+        plan = checking.plan(folder / f"{name}.toml", needs_data=True).plan
+        assert plan.counts["train"] == 100
+        assert getattr(plan if name == "test_flip" else plan.phases[1], name)

@@ -23,6 +23,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "errors.md"
 # What no recipe and no file can cause by itself; the tests that cause it are elsewhere.
 WITHOUT_EXAMPLE = {
     "TLR108": "needs a network with tied parameters",
+    "TLR135": "needs classes of unequal size",
     "TLR701": "needs numbers that run away",
     "TLR702": "needs a network that changes itself",
     "TLR801": "needs a machine that is too small",

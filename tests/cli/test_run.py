@@ -43,7 +43,7 @@ def test_the_run_directory_has_its_files(finished: Finished) -> None:
     names = {path.name for path in finished.directory.iterdir()}
     assert names == {
         *("recipe.toml", "recipe.resolved.toml", "plan.json", "environment.json", "log.jsonl"),
-        *("metrics.jsonl", "checkpoints", "model", "result.json"),
+        *("metrics.jsonl", "checkpoints", "model", "result.json", "evaluation.json", "predictions.csv"),
     }
 
 
@@ -180,10 +180,30 @@ def test_evaluation_from_the_bundle_gives_the_metrics_of_the_run(finished: Finis
     evaluated = json.loads(result.stdout)
     expected = result_of(finished)["metrics"]["test"]
     assert evaluated["split"] == "test"
-    assert evaluated["metrics"]["accuracy"] == expected["accuracy"]
-    assert evaluated["metrics"]["loss"] == pytest.approx(expected["loss"], abs=1e-6)
-    low, high = evaluated["metrics"]["accuracy_interval"]
+    assert evaluated["metrics"] == expected
+    assert evaluated["intervals"] == result_of(finished)["intervals"]["test"]
+    low, high = evaluated["intervals"]["accuracy"]
     assert low < expected["accuracy"] < high
+    written = json.loads((finished.directory / "evaluation.json").read_text())
+    assert written.items() <= evaluated.items()
+
+
+def test_every_test_image_has_its_row_in_the_predictions(finished: Finished, tmp_path: Path) -> None:
+    text = (finished.directory / "predictions.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["file"] for row in rows] == [f"test/{name}/{n}.png" for name in CLASSES for n in range(4)]
+    assert all(row["label"] == row["file"].split("/")[1] for row in rows)
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert right / 12 == result_of(finished)["metrics"]["test"]["accuracy"]
+    invoke("evaluate", finished.directory, "-o", tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_text() == text
+
+
+def test_evaluation_tells_the_metrics_and_the_classes(finished: Finished) -> None:
+    lines = invoke("evaluate", finished.directory).stdout.splitlines()
+    metrics = result_of(finished)["metrics"]["test"]
+    assert any(line.startswith(f"test macro f1 {metrics['macro_f1']:.4f} (") for line in lines)
+    assert {line.split()[0] for line in lines[-3:]} == set(CLASSES)
 
 
 def test_the_bundle_is_enough_wherever_it_lies(finished: Finished, project: Path, tmp_path: Path) -> None:

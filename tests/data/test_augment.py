@@ -26,8 +26,8 @@ def coordinates(count, side):
 
 
 def test_every_change_of_the_grammar_has_a_row():
-    # `views` says how often changes are drawn, and is no change of its own.
-    assert set(AUGMENTATIONS) == set(Augment.model_fields) - {"views"}
+    # `views` says how often changes are drawn; mixing takes two images, and has tests of its own.
+    assert list(AUGMENTATIONS) == [k for k in Augment.model_fields if k not in {"views", "mixup", "cutmix"}]
 
 
 @given(
@@ -51,6 +51,34 @@ def test_a_change_depends_on_key_and_id_alone(hflip, crop, side, key, order):
     assert torch.equal(permuted, together[order])
     alone = [augment_batch(images[i : i + 1], spec, key=key, ids=ids[i : i + 1]) for i in range(6)]
     assert torch.equal(torch.cat(alone), together)
+
+
+EVERY_CHANGE = {
+    "rotation": 30.0,
+    "resized_crop": {"scale": [0.3, 1.0]},
+    "rand_augment": {"operations": 3, "magnitude": 20},
+    "trivial_augment": True,
+    "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2},
+    "erasing": {"probability": 0.7},
+}
+
+
+@pytest.mark.parametrize("name", EVERY_CHANGE)
+def test_each_change_depends_on_key_and_id_alone(name):
+    spec = Augment.model_validate({name: EVERY_CHANGE[name]})
+    images, ids = batch(16, 24), np.arange(16) * 1000
+    before = images.clone()
+    together = augment_batch(images, spec, key=KEY, ids=ids)
+    assert torch.equal(images, before)
+    assert not torch.equal(together, images)
+    assert together.shape == images.shape
+    assert together.dtype == torch.uint8
+    assert together.is_contiguous(memory_format=torch.channels_last)
+    order = np.random.default_rng(0).permutation(16)
+    assert torch.equal(augment_batch(images[order], spec, key=KEY, ids=ids[order]), together[order])
+    alone = [augment_batch(images[i : i + 1], spec, key=KEY, ids=ids[i : i + 1]) for i in range(16)]
+    assert torch.equal(torch.cat(alone), together)
+    assert not torch.equal(augment_batch(images, spec, key=KEY + 1, ids=ids), together)
 
 
 def test_no_augmentation_changes_nothing():

@@ -257,3 +257,95 @@ def test_a_network_that_is_built_for_one_size_refuses_a_phase_of_another() -> No
     with pytest.raises(TlrecipeError) as caught:
         compile_recipe(recipe(phase=[phase(size=64)]), table, INFO)
     assert [(d.code, d.path) for d in caught.value.diagnostics] == [("TLR131", ("phase", 0, "size"))]
+
+
+def test_a_metric_that_these_classes_do_not_have_is_refused_where_the_classes_are_known() -> None:
+    one = phase(stop={"metric": "top5_accuracy"}, best_metric="top5_accuracy")
+    with pytest.raises(TlrecipeError) as caught:
+        compiled(phase=[one])
+    assert [(d.code, d.path[2:]) for d in caught.value.diagnostics] == [
+        ("TLR132", ("best_metric",)),
+        ("TLR132", ("stop", "metric")),
+    ]
+    compile_recipe(recipe(phase=[one]), toy_table(), None)
+
+
+def test_the_best_is_by_what_the_phase_says_else_by_what_stops_it() -> None:
+    stop = {"metric": "macro_f1"}
+    for changes, metric in (
+        ({}, "accuracy"),
+        ({"stop": stop}, "macro_f1"),
+        ({"stop": stop, "best_metric": "auroc"}, "auroc"),
+    ):
+        assert compiled(phase=[phase(**changes)]).phases[0].best_metric == metric
+
+
+UNEQUAL = DatasetInfo(("cat", "dog"), {"train": 100, "val": 20, "test": 50}, class_counts=(80, 20))
+
+
+def plan_of(info: DatasetInfo, **changes: Any) -> Plan:
+    return compile_recipe(recipe(**changes), toy_table(), info)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+def test_class_weights_have_a_mean_of_one_over_the_training_images(name: str) -> None:
+    balanced = {"name": name, "class_weights": "balanced"}
+    assert plan_of(UNEQUAL, loss=balanced).phases[0].class_weights == pytest.approx((0.625, 2.5))
+    given = {"name": name, "class_weights": {"dog": 4.0}}
+    assert plan_of(UNEQUAL, loss=given).phases[0].class_weights == pytest.approx((0.625, 2.5))
+    own = phase(loss={"name": "cross_entropy"})
+    assert plan_of(UNEQUAL, loss=balanced, phase=[own]).phases[0].class_weights is None
+    assert compile_recipe(recipe(loss=balanced), toy_table(), None).phases[0].class_weights is None
+
+
+def test_a_weight_for_an_unknown_class_is_an_error_with_the_nearest_name() -> None:
+    with pytest.raises(TlrecipeError) as caught:
+        plan_of(UNEQUAL, loss={"name": "cross_entropy", "class_weights": {"dgo": 4.0}})
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.path, found.help) == (
+        "TLR134",
+        ("loss", "class_weights", "dgo"),
+        "did you mean `dog`?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "changes", "warned"),
+    [
+        ((84, 16), {}, True),
+        ((80, 20), {}, False),
+        ((84, 16), {"loss": {"name": "focal", "class_weights": "balanced"}}, False),
+        ((84, 16), {"phase": [phase(sampling="balanced")]}, False),
+        ((), {}, False),
+    ],
+)
+def test_unbalanced_classes_are_warned_about_unless_the_recipe_allows_for_them(
+    counts: tuple[int, ...], changes: dict[str, Any], warned: bool
+) -> None:
+    plan = plan_of(replace(UNEQUAL, class_counts=counts), **changes)
+    assert [d.code for d in plan.warnings] == ["TLR135"] * warned
+
+
+def test_augmentation_that_contradicts_itself_is_refused() -> None:
+    for name in ("mixup", "cutmix"):
+        assert codes(phase=[phase(augment={name: 1.0, "views": 2})]) == ["TLR133"]
+    for table in ({"resized_crop": {"scale": [1.0, 0.5]}}, {"erasing": {"ratio": [3.0, 0.3]}}):
+        assert codes(phase=[phase(augment=table)]) == ["TLR133"]
+
+
+def test_methods_that_hold_on_to_weights_need_some() -> None:
+    full = phase(freeze=[], wise_ft=0.5)
+    assert codes(phase=[full]) == ["TLR136"]
+    compiled(phase=[phase(name="head"), full])
+    table = toy_table(pretrained=False)
+    with pytest.raises(TlrecipeError) as caught:
+        compile_recipe(recipe(phase=[phase(freeze=[], l2_sp=0.1)]), table, INFO)
+    assert [d.code for d in caught.value.diagnostics] == ["TLR136"]
+
+
+def test_l2_sp_takes_the_place_of_decay_in_the_backbone() -> None:
+    optimizer = {"name": "adamw", "weight_decay": 0.1, "no_decay": ["@bias"]}
+    (one,) = compiled(optimizer=optimizer, phase=[phase(freeze=[], l2_sp=0.1)]).phases
+    decays = {name: group.weight_decay for group in one.groups for name in group.params}
+    assert decays["head.weight"] == 0.1
+    assert {decays[name] for name in decays if not name.startswith("head")} == {0.0}

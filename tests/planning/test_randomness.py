@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlrecipe.planning.randomness import key, permutation, uniforms
+from tlrecipe.planning.randomness import betas, key, permutation, uniforms
 
 KEYS = st.integers(0, 2**64 - 1)
 IDS = st.lists(st.integers(0, 2**62), min_size=1, max_size=50)
@@ -67,3 +67,16 @@ def test_permutations_are_equally_likely(place):
 def test_epochs_shuffle_differently():
     orders = {tuple(permutation(key(0, "train", epoch), 20)) for epoch in range(50)}
     assert len(orders) == 50
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 4.0])
+def test_betas_have_the_moments_and_the_tails_of_the_distribution(alpha: float) -> None:
+    n = 40_000
+    draws = betas(key("beta"), np.arange(n), alpha)
+    assert ((draws >= 0) & (draws <= 1)).all()
+    variance = 1 / (4 * (2 * alpha + 1))
+    assert abs(draws.mean() - 0.5) < 5 * (variance / n) ** 0.5
+    fourth = float(np.mean(np.random.default_rng(0).beta(alpha, alpha, 400_000) < 0.1))
+    assert abs(float(np.mean(draws < 0.1)) - fourth) < 5 * (0.25 / n) ** 0.5
+    assert abs(draws.var() - variance) < 0.02 * variance + 5 * variance / n**0.5
+    assert np.array_equal(betas(key("beta"), np.array([17, 5]), alpha), draws[[17, 5]])

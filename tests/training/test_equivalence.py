@@ -218,9 +218,10 @@ def test_bfloat16_features_train_to_nearly_the_same_logits() -> None:
         )
         result = train(plan, toy_backbone(model), toy_source)
         assert [p.prefix["precision"] for p in result.phases] == [precision] * 2
-        assert result.test is not None
-        runs[precision] = result.test
+        assert result.evaluated is not None
+        runs[precision] = result.evaluated.evaluation
     exact, rounded = runs["fp32"], runs["bf16"]
     spread = float(exact.logits.max() - exact.logits.min())
     assert 0 < float((rounded.logits - exact.logits).abs().max()) <= BF16_LOGITS * spread
-    assert abs(rounded.accuracy - exact.accuracy) <= BF16_ACCURACY
+    difference = rounded.scalars()["accuracy"] - exact.scalars()["accuracy"]
+    assert abs(difference) <= BF16_ACCURACY

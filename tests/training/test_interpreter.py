@@ -13,6 +13,7 @@ from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import OptimizerSpec, ScheduleSpec
 from tlrecipe.training.engine import Stopped
 from tlrecipe.training.interpreter import Checkpoint, train
+from tlrecipe.training.metrics import METRICS
 from tlrecipe.training.optimizers import OPTIMIZERS
 
 OPTIMIZER_NAMES = ["sgd", "adam", "adamw", "rmsprop"]
@@ -75,6 +76,31 @@ def test_final_weights_best_are_those_of_the_best_epoch() -> None:
     best = result.phases[0].best["epoch"]
     assert best == max(told.of("epoch"), key=lambda e: (e["val"]["accuracy"], -e["epoch"]))["epoch"]
     assert all(torch.equal(model.state_dict()[n], v) for n, v in weights[best].items())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_best_epoch_is_that_of_the_chosen_metric(metric: str) -> None:
+    """Any metric serves; what the run reports about the validation split is that epoch's."""
+    if metric == "top5_accuracy":
+        pytest.skip("three classes have no top five")
+    one = phase(freeze=[], epochs=5, lr=0.4, best_metric=metric)
+    _, told, result = trained(phase=[one], final_weights="best")
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    epochs = told.of("epoch")
+    best = max(epochs, key=lambda e: (sign * e["val"][metric], -e["epoch"]))
+    assert result.phases[0].best == {"epoch": best["epoch"], "metric": metric, "value": best["val"][metric]}
+    assert result.metrics["val"] == best["val"]
+
+
+def test_stopping_watches_one_metric_and_the_best_is_by_another() -> None:
+    stop = {"metric": "loss", "patience": 1, "min_delta": 10.0}
+    one = phase(freeze=[], epochs=9, lr=0.05, stop=stop, best_metric="accuracy")
+    _, told, result = trained(phase=[one])
+    epochs = told.of("epoch")
+    # No loss ever improves by 10, so the second epoch is the last; the best may be that one.
+    assert len(epochs) == 2
+    best = max(epochs, key=lambda e: (e["val"]["accuracy"], -e["epoch"]))
+    assert result.phases[0].best["epoch"] == best["epoch"]
 
 
 def test_start_from_best_starts_the_next_phase_there() -> None:

@@ -80,6 +80,7 @@ def write_bundle(
                     "heads": list(backbone.heads),
                     "averaged": averaged,
                     "precision": precision,
+                    "test_flip": recipe.test_flip,
                     "metrics": metrics,
                     "origin": backbone.origin,
                     "origin_sha256": backbone.weights_sha256,
@@ -193,7 +194,13 @@ class Model:
         """The network as it was evaluated: in the recorded precision, where this processor has it."""
         device = next(self.model.parameters()).device
         precision = self.bundle.precision if native_bf16(device.type) else "fp32"
-        return Inference(self.model, self.bundle.heads, self.preprocessing.size, precision=precision)
+        return Inference(
+            self.model,
+            self.bundle.heads,
+            self.preprocessing.size,
+            precision=precision,
+            flip=self.bundle.test_flip,
+        )
 
     def predict(
         self, paths: Iterable[str | Path], top: int = 1, batch_size: int = 32

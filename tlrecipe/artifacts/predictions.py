@@ -77,7 +77,23 @@ def write_predictions(rows: Iterable[Prediction], out: Path, top: int = 1) -> No
     JSON lines where the name ends in ``.jsonl``, ``.ndjson`` or ``.json``; else :func:`csv_lines`.
     Raises TLR901.
     """
-    lines = _json(rows) if out.suffix.lower() in _JSON_ENDINGS else csv_lines(rows, top)
+    _write_lines(_json(rows) if out.suffix.lower() in _JSON_ENDINGS else csv_lines(rows, top), out)
+
+
+def write_evaluated(names: Iterable[str], rows: Iterable[tuple[str, str, float]], out: Path) -> None:
+    """Write labelled images and what a model says about them as CSV, with the columns
+    ``file,label,predicted,probability``: true class, most probable class and its probability. The file
+    appears when it is complete. Raises TLR901."""
+
+    def lines() -> Iterator[str]:
+        yield _csv_line(["file", "label", "predicted", "probability"])
+        for name, (label, predicted, probability) in zip(names, rows, strict=True):
+            yield _csv_line([name, label, predicted, _number(probability)])
+
+    _write_lines(lines(), out)
+
+
+def _write_lines(lines: Iterable[str], out: Path) -> None:
     # A file name may hold bytes that are not UTF-8; the file must not.
     files.write_atomic(out, (line.encode("utf-8", "backslashreplace") for line in lines))
 

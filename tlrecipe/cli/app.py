@@ -129,6 +129,20 @@ def explain(recipe: str, overrides: tuple[str, ...], memory: bool, as_json: bool
 
 @cli.command(epilog=_example("params recipe.toml layer4 @norm"))
 @click.argument("recipe", type=_FILE, shell_complete=completion.recipes)
+@_SET
+@click.option("-o", "--output", "out", type=_FILE, help="The PNG file; by default NAME-preview.png.")
+@click.option("--images", type=click.IntRange(1, 64), default=8, show_default=True, help="Images to show.")
+@click.option("--epochs", type=click.IntRange(1, 64), default=3, show_default=True, help="Epochs to show.")
+@reports
+def preview(recipe: Path, overrides: tuple[str, ...], out: Path | None, **options: Any) -> None:
+    """Draw what the augmentation of each phase does to training images."""
+    from tlrecipe.cli.preview import preview
+
+    preview(recipe, overrides, out, **options)
+
+
+@cli.command()
+@click.argument("recipe", type=_FILE, shell_complete=completion.recipes)
 @click.argument("globs", nargs=-1, metavar="[GLOB]...")
 @_SET
 @click.option("--depth", type=click.IntRange(min=1), help="Name segments to show; the rest is summed up.")
@@ -167,17 +181,18 @@ def new(data: Path | None, out: Path | None, **options: Any) -> None:
 @cli.command(epilog=_example("evaluate runs/flowers/first --data photos"))
 @click.argument("model", type=_FILE)
 @click.option("--data", type=_FILE, help="A folder or zip of images, or a recipe.")
+@click.option("-o", "--output", "out", type=_FILE, help="CSV of each image's true and predicted class.")
 @_DEVICE
 @_JSON
 @reports
-def evaluate(model: Path, data: Path | None, device: str, as_json: bool) -> None:
+def evaluate(model: Path, data: Path | None, out: Path | None, device: str, as_json: bool) -> None:
     """Measure a trained model on labelled images.
 
     MODEL is a run directory or the model folder in one.
     """
     from tlrecipe.cli.evaluate import evaluate
 
-    evaluate(model, data, device=device, as_json=as_json)
+    evaluate(model, data, out=out, device=device, as_json=as_json)
 
 
 @cli.command(epilog=_example("predict runs/flowers/first photos -o labels.csv"))

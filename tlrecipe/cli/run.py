@@ -78,7 +78,7 @@ def report(run: Run, *, as_json: bool) -> None:
 
 def accuracy_line(split: str, metrics: Mapping[str, Any]) -> str:
     """The accuracy of a split, with what chance leaves open where the number of images is known."""
-    from tlrecipe.training.evaluate import wilson_interval
+    from tlrecipe.training.metrics import wilson_interval
 
     text = f"{split} accuracy {percent(metrics['accuracy'])}"
     if "count" not in metrics:

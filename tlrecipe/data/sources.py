@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tlrecipe.data.archives import scan_zip
 from tlrecipe.data.folders import class_folders, scan_folder
 from tlrecipe.data.listing import Found, Item, Listing, Split, Tree
@@ -37,8 +39,9 @@ def list_data(spec: DataSpec, seed: int) -> Listing:
     order = [split for split in ("train", "val", "test") if split in splits]
     ordered: dict[str, Split] = {split: splits[split] for split in order}
     counts = {split: len(images) for split, images in ordered.items()}
+    train = np.bincount(ordered["train"].labels, minlength=len(found.classes))
     return Listing(
-        info=DatasetInfo(found.classes, counts, found.origin),
+        info=DatasetInfo(found.classes, counts, found.origin, tuple(train.tolist())),
         splits=ordered,
         ignored=found.ignored,
         warnings=found.warnings,

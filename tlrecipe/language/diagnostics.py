@@ -143,6 +143,11 @@ CODES: dict[str, str] = {
     "TLR129": "a `thaw` pattern exempts nothing",
     "TLR130": "a rate for a group that does not train",
     "TLR131": "the backbone does not take this image size",
+    "TLR132": "a metric that says nothing about these data",
+    "TLR133": "the augmentation contradicts itself",
+    "TLR134": "unknown class name",
+    "TLR135": "the classes are unbalanced",
+    "TLR136": "there are no weights to hold on to",
     # data
     "TLR401": "the data cannot be found or read",
     "TLR402": "the data has no usable classes",

@@ -301,6 +301,38 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         '[backbone]\nsource = "torchvision"\nname = "maxvit_t"\n\n[data]\nsize = 224\n\n'
         '[[phase]]\nname = "finetune"\nfreeze = ["@stage:0"]',
     ),
+    "TLR132": Explanation(
+        "With five classes or fewer the label is always among the top five, so that the metric is always 1.",
+        "Watch another metric.",
+        '[[phase]]\nname = "finetune"\nstop = { metric = "top5_accuracy" }',
+        '[[phase]]\nname = "finetune"\nstop = { metric = "accuracy" }',
+    ),
+    "TLR133": Explanation(
+        "Two keys of `augment` exclude each other, or a range has its ends the wrong way round. `views`"
+        " stores single images, while `mixup` and `cutmix` mix two anew each time.",
+        "Remove one of the two, or write the smaller end first.",
+        '[[phase]]\nname = "finetune"\naugment = { mixup = 0.2, views = 4 }',
+        '[[phase]]\nname = "finetune"\naugment = { mixup = 0.2 }',
+    ),
+    "TLR134": Explanation(
+        "`class_weights` gives a weight to a class that the data does not have.",
+        "Use a name that is there; the nearest is shown.",
+        '[loss]\nname = "cross_entropy"\nclass_weights = { tulpi = 2.0 }',
+        '[loss]\nname = "cross_entropy"\nclass_weights = { tulip = 2.0 }',
+    ),
+    "TLR135": Explanation(
+        "A warning: the largest class has at least five times as many training images as the smallest, and"
+        " nothing in the recipe allows for it. Small classes will be recognised less often than they could.",
+        'If they matter as much, write `sampling = "balanced"` in the phases, or `class_weights ='
+        ' "balanced"` in `[loss]`, and choose the best epoch by `best_metric = "balanced_accuracy"`.',
+    ),
+    "TLR136": Explanation(
+        "`l2_sp` pulls towards the pretrained weights, and `wise_ft` interpolates with the weights that the"
+        " phase started from. Where these are random, there is nothing worth keeping.",
+        "Start from pretrained weights, and train the head in a phase before.",
+        '[[phase]]\nname = "extract"\nwise_ft = 0.5',
+        '[[phase]]\nname = "finetune"\nwise_ft = 0.5',
+    ),
     # ------------------------------------------------------------------ data
     "TLR401": Explanation(
         "The images are not where the recipe says, or may not be read. Nothing that cannot be read is"

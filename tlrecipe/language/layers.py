@@ -22,6 +22,8 @@ TAGS: Mapping[tuple[str, ...], str] = {
     ("data",): "source",
     ("backbone",): "source",
     ("optimizer",): "name",
+    ("loss",): "name",
+    ("phase", "loss"): "name",
     ("phase", "optimizer"): "name",
     ("phase", "schedule"): "name",
 }

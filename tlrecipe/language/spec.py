@@ -17,20 +17,28 @@ __all__ = [
     "Augment",
     "BackboneSpec",
     "BundleBackbone",
+    "ColorJitter",
     "ComputeSpec",
     "ConstantSchedule",
     "CosineSchedule",
+    "CrossEntropyLoss",
     "DataSpec",
+    "FocalLoss",
     "FolderData",
     "GroupSpec",
     "HeadSpec",
     "LibraryBackbone",
     "LinearSchedule",
+    "LossSpec",
+    "Metric",
     "OneCycleSchedule",
     "OptimizerSpec",
     "PhaseSpec",
     "RMSpropSpec",
+    "RandAugment",
+    "RandomErasing",
     "Recipe",
+    "ResizedCrop",
     "SGDSpec",
     "SampleData",
     "ScheduleSpec",
@@ -336,24 +344,142 @@ class GroupSpec(Table):
     """Factor of the phase's `lr` for this group, where the phase gives one rate for all."""
 
 
+Degrees = Annotated[float, Field(ge=0, le=180)]
+Amount = Annotated[float, Field(ge=0, le=1)]
+Alpha = Annotated[float, Field(gt=0, le=100)]
+Area = Annotated[float, Field(gt=0, le=1)]
+Areas = Annotated[tuple[Area, Area], Field(strict=False)]
+Ratio = Annotated[float, Field(ge=0.01, le=100)]
+Ratios = Annotated[tuple[Ratio, Ratio], Field(strict=False)]
+
+
+class ResizedCrop(Table):
+    """A rectangle of random size, shape and place, resized to the whole image
+    (https://arxiv.org/abs/1409.4842)."""
+
+    scale: Areas = Field(default=(0.08, 1.0), examples=[[0.5, 1.0]])
+    """Smallest and largest share of the image's area."""
+    ratio: Ratios = Field(default=(0.75, 4 / 3), examples=[[0.75, 1.33]])
+    """Smallest and largest width divided by height."""
+
+
+class ColorJitter(Table):
+    """Random changes of colour, applied in a random order. An amount of 0.4 multiplies by 0.6 to 1.4."""
+
+    brightness: Amount = Field(default=0.0, examples=[0.4])
+    """Largest relative change of brightness."""
+    contrast: Amount = Field(default=0.0, examples=[0.4])
+    """Largest relative change of contrast."""
+    saturation: Amount = Field(default=0.0, examples=[0.4])
+    """Largest relative change of saturation."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(default=0.0, examples=[0.1])
+    """Largest turn of the hue, as a share of the whole circle."""
+
+
+class RandAugment(Table):
+    """Some operations drawn from fourteen, all of one strength (https://arxiv.org/abs/1909.13719)."""
+
+    operations: Annotated[int, Field(ge=1, le=14)] = Field(default=2, examples=[2])
+    """How many, one after the other."""
+    magnitude: Annotated[int, Field(ge=0, le=30)] = Field(default=9, examples=[9])
+    """Their strength, of 30."""
+
+
+class RandomErasing(Table):
+    """A rectangle filled with noise (https://arxiv.org/abs/1708.04896)."""
+
+    probability: Annotated[float, Field(gt=0, le=1)] = Field(default=0.5, examples=[0.25])
+    """How often."""
+    scale: Areas = Field(default=(0.02, 0.33), examples=[[0.02, 0.2]])
+    """Smallest and largest share of the image's area."""
+    ratio: Ratios = Field(default=(0.3, 3.3), examples=[[0.3, 3.3]])
+    """Smallest and largest width divided by height."""
+
+
 class Augment(Table):
-    """Random changes to training images, drawn anew for each image and epoch."""
+    """Random changes to training images, drawn anew for each image and epoch, in the order of the keys."""
 
     hflip: bool = Field(default=False, examples=[True])
     """Mirror left and right with probability one half."""
     crop: Annotated[int, Field(ge=0, le=512)] = Field(default=0, examples=[4])
     """Pad by this many pixels on each side (reflected) and crop back at a random place. Pixels of the
     size that the backbone sees."""
+    resized_crop: ResizedCrop | None = Field(default=None, examples=[{"scale": [0.5, 1.0]}])
+    """Cut out a random rectangle and resize it to the whole image (https://arxiv.org/abs/1409.4842)."""
+    rotation: Degrees = Field(default=0.0, examples=[15.0])
+    """Turn by up to this many degrees in either direction; what comes into view is a reflection."""
+    rand_augment: RandAugment | None = Field(default=None, examples=[{"operations": 2, "magnitude": 9}])
+    """Some operations of one strength, drawn for each image (https://arxiv.org/abs/1909.13719)."""
+    trivial_augment: bool = Field(default=False, examples=[True])
+    """One operation of random strength, drawn for each image (https://arxiv.org/abs/2103.10158)."""
+    color_jitter: ColorJitter | None = Field(default=None, examples=[{"brightness": 0.4, "contrast": 0.4}])
+    """Change brightness, contrast, saturation and hue, in a random order."""
+    erasing: RandomErasing | None = Field(default=None, examples=[{"probability": 0.25}])
+    """Fill a random rectangle with noise (https://arxiv.org/abs/1708.04896)."""
+    mixup: Alpha | None = Field(default=None, examples=[0.2])
+    """Blend each image and its label with another training image, by a share drawn from Beta(a, a)
+    (https://arxiv.org/abs/1710.09412). Rules out storing features."""
+    cutmix: Alpha | None = Field(default=None, examples=[1.0])
+    """Paste a rectangle of another training image into each image and mix the labels by area, a share
+    drawn from Beta(a, a) (https://arxiv.org/abs/1905.04899). With `mixup`, each image gets one of the two.
+    Rules out storing features."""
     views: Annotated[int, Field(ge=1, le=64)] | None = Field(default=None, examples=[4])
     """Opt in to storing this many random views of each image instead of drawing new ones each epoch,
     so that the frozen part is computed once. A flip alone never needs it: both its outcomes are kept."""
 
 
+# --------------------------------------------------------------------------- losses
+
+
+Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
+ClassWeights = Literal["balanced"] | Annotated[dict[str, Weight], Field(min_length=1)]
+
+
+class LossTable(Table):
+    """Keys that every loss takes."""
+
+    class_weights: ClassWeights | None = Field(default=None, examples=["balanced", {"rare": 5.0}])
+    """How much the images of each class count: `"balanced"`, all classes the same whatever their size; or
+    a table of weights by class name, 1 where none is given. Only their ratios matter: the mean weight of
+    the training images is 1."""
+
+
+class CrossEntropyLoss(LossTable):
+    """Cross-entropy of the class probabilities."""
+
+    name: Literal["cross_entropy"]
+    """Chooses this loss."""
+
+
+class FocalLoss(LossTable):
+    """Cross-entropy in which well classified images count less (https://arxiv.org/abs/1708.02002)."""
+
+    name: Literal["focal"]
+    """Chooses this loss."""
+    gamma: Annotated[float, Field(ge=0, le=10)] = Field(default=2.0, examples=[2.0])
+    """How much less: the loss is multiplied by (1 - p)^gamma. 0 is plain cross-entropy."""
+
+
+LossSpec = Annotated[CrossEntropyLoss | FocalLoss, Field(discriminator="name")]
+
+
+# --------------------------------------------------------------------------- stopping and phases
+
+
+Metric = Literal[
+    "loss", "accuracy", "top5_accuracy", "macro_f1", "balanced_accuracy", "auroc", "calibration_error"
+]
+
+
 class StopRule(Table):
     """Early stopping: the phase ends when its metric has not improved for `patience` epochs."""
 
-    metric: Literal["loss", "accuracy"] = Field(default="loss", examples=["accuracy"])
-    """What is watched on the validation split."""
+    metric: Metric = Field(default="loss", examples=["accuracy"])
+    """What is watched on the validation split. `loss`: mean negative log likelihood of the labels, in
+    nats; `accuracy`; `top5_accuracy`: the label is among the five most probable classes; `macro_f1`: mean
+    of the classes' F1 scores; `balanced_accuracy`: mean of their recalls; `auroc`: mean of their areas
+    under the one-vs-rest ROC curve; `calibration_error`: expected calibration error in 15 bins
+    (https://arxiv.org/abs/1706.04599). Lower is better for `loss` and `calibration_error`."""
     patience: Annotated[int, Field(ge=1, le=10**6)] = Field(default=3, examples=[5])
     """Epochs without improvement that are waited for."""
     min_delta: Annotated[float, Field(ge=0)] = Field(default=0.0, examples=[0.001])
@@ -394,17 +520,34 @@ class PhaseSpec(Table):
     freeze and rules out computing the frozen part once)."""
     stop: StopRule | None = Field(default=None, examples=[{"metric": "accuracy", "patience": 5}])
     """Early stopping."""
+    best_metric: Metric | None = Field(default=None, examples=["macro_f1"])
+    """What makes an epoch the best one: a metric of the validation split, as in `stop`. Default: the
+    metric of `stop`, else `accuracy`."""
     start_from: Literal["last", "best"] = Field(default="last", examples=["best"])
     """Start from the last weights of the phase before, or from its best on the validation split."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, examples=[0.75])
     """Factor per layer of depth, counted from the head: deeper layers get lower rates
     (https://arxiv.org/abs/1801.06146)."""
+    loss: LossSpec | None = Field(default=None, examples=[{"name": "focal", "gamma": 2.0}])
+    """Loss of this phase. Default: `[loss]`."""
+    sampling: Literal["once", "balanced"] = Field(default="once", examples=["balanced"])
+    """Images of an epoch: `"once"`, each training image once; `"balanced"`, as many images, but equally
+    many of each class: those of small classes several times, with other augmentation each time, and of
+    large classes some in each epoch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, examples=[0.1])
     """Share of each label that is spread over all classes."""
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(default=None, examples=[1.0])
     """Largest norm of the whole gradient."""
     accumulate: Annotated[int, Field(ge=1, le=4096)] = Field(default=1, examples=[4])
     """Batches whose gradients are averaged into one optimizer step."""
+    l2_sp: Annotated[float, Field(gt=0, le=10)] | None = Field(default=None, examples=[0.01])
+    """Pull the backbone towards its pretrained weights instead of towards zero: this times half the squared
+    distance is added to the loss, and weight decay is left to the head (L2-SP,
+    https://arxiv.org/abs/1802.01483)."""
+    wise_ft: Annotated[float, Field(gt=0, lt=1)] | None = Field(default=None, examples=[0.5])
+    """End with this share of the trained weights and the rest of those that the phase started from, which
+    is what is evaluated: after a phase that trained the head alone, an interpolation with the pretrained
+    backbone (WiSE-FT, https://arxiv.org/abs/2109.01903)."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(default=None, examples=[0.999])
     """Decay of an exponential moving average of the weights. Where it is set, the averaged weights are
     what is evaluated and what the phase ends with."""
@@ -438,6 +581,9 @@ class Recipe(Table):
     """Seed of all randomness."""
     final_weights: Literal["last", "best"] = Field(default="last", examples=["best"])
     """Which weights of the last phase become the model: its last, or its best on the validation split."""
+    test_flip: bool = Field(default=False, examples=[True])
+    """Classify each image and its mirror image, and average the probabilities: in the final evaluation,
+    and in all that is done with the model afterwards. Takes twice as long."""
     data: DataSpec = Field(examples=[{"source": "folder", "path": "photos"}])
     """What to learn from."""
     backbone: BackboneSpec = Field(examples=[{"source": "timm", "name": "resnet18", "weights": "pretrained"}])
@@ -448,6 +594,11 @@ class Recipe(Table):
         default=AdamWSpec(name="adamw", weight_decay=0.01), examples=[{"name": "adamw", "weight_decay": 0.02}]
     )
     """The optimizer of all phases that name none."""
+    loss: LossSpec = Field(
+        default=CrossEntropyLoss(name="cross_entropy"),
+        examples=[{"name": "cross_entropy", "class_weights": "balanced"}],
+    )
+    """The loss of all phases that name none."""
     compute: ComputeSpec = Field(default=ComputeSpec(), examples=[{"precision": "fp32"}])
     """How the work is done."""
     group: Annotated[tuple[GroupSpec, ...], Field(strict=False)] = Field(

@@ -90,6 +90,8 @@ class Bundle(_Record):
     """Whether the weights are an exponential moving average."""
     precision: Literal["fp32", "bf16"]
     """What the metrics were computed in, all but the head."""
+    test_flip: bool = False
+    """Whether probabilities are the mean over an image and its mirror image."""
     metrics: dict[Text, dict[Text, int | float | Text]]
     """By split and name."""
     origin: Text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import log
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,23 @@ class Inference:
     """Logits of a network in eval mode: all but the head fast (folded, channels-last, ``precision``),
     the heads in float32.
 
+    With ``flip``, the probabilities are the mean over each image and its mirror image (as in
+    https://papers.nips.cc/paper/4824, section 4.1, without the crops).
+
     ``precision`` is ``"fp32"``, ``"bf16"`` or ``"auto"``; what it became is in :attr:`precision`. The
     number of images in a batch does not change which numbers are computed, only their order in memory.
     """
 
-    def __init__(self, model: nn.Module, heads: Sequence[str], size: int, *, precision: str = "auto"):
+    def __init__(
+        self,
+        model: nn.Module,
+        heads: Sequence[str],
+        size: int,
+        *,
+        precision: str = "auto",
+        flip: bool = False,
+    ):
+        self.flip = flip
         self.device = next(model.parameters()).device
         model.eval()
         keep_freed_memory()
@@ -48,7 +61,17 @@ class Inference:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) normalised images to (N, classes) float32 logits on the network's device."""
+        """(N, 3, S, S) normalised images to (N, classes) float32 logits on the network's device.
+
+        With ``flip`` they are logarithms of the mean probabilities.
+        """
+        own = self._logits(images)
+        if not self.flip:
+            return own
+        mirrored = self._logits(images.flip(3))
+        return torch.logaddexp(own.log_softmax(1), mirrored.log_softmax(1)) - log(2)
+
+    def _logits(self, images: Tensor) -> Tensor:
         images = images.to(self.device, DTYPES[self.precision], memory_format=torch.channels_last)
         body = self._body(images)
         return torch.as_tensor(body).float() if self.parts.prefix is None else self.classify(body)

@@ -12,12 +12,15 @@ from math import ceil
 
 from tlrecipe.language.diagnostics import Diagnostic, Label, Path, TlrecipeError, did_you_mean
 from tlrecipe.language.globs import parse_pattern
-from tlrecipe.language.spec import GroupSpec, PhaseSpec, Recipe
+from tlrecipe.language.spec import GroupSpec, LossSpec, PhaseSpec, Recipe
 from tlrecipe.planning.facts import DatasetInfo, ParamFact, ParamTable, Preprocessing
 from tlrecipe.planning.licenses import non_commercial
 from tlrecipe.planning.patterns import Matcher
 from tlrecipe.planning.plan import Match, ParamGroup, PhasePlan, Plan
 from tlrecipe.planning.schedules import warmup_steps
+
+UNBALANCED = 5
+"""From this ratio of the largest class to the smallest on, a recipe that does not allow for it is warned."""
 
 # Stands in for data that is not there, so large that no check of sizes can fail on it.
 UNKNOWN_DATA = DatasetInfo(classes=("?", "??"), counts={"train": 10**9, "val": 10**8, "test": 10**8})
@@ -84,6 +87,7 @@ class _Compiler:
             freeze = self._freeze(phase, index)
             if freeze.resolved:
                 self._check_freeze(freeze, phase, index, ever_trained)
+                self._check_start(phase, index, ever_trained)
             ever_trained |= freeze.trainable
             phases.append(self._phase(phase, index, freeze, partition, group_matches, no_decay))
         if recipe.final_weights == "best" and not self.info.counts.get("val"):
@@ -102,6 +106,7 @@ class _Compiler:
                 f" their licence is {self.table.license}",
                 ("backbone", "weights"),
             )
+        self._check_balance()
         resolved = [phase for phase in phases if phase is not None]
         if partition is None or len(resolved) < len(phases):
             return None
@@ -119,6 +124,7 @@ class _Compiler:
             final_weights=recipe.final_weights,
             precision=recipe.compute.precision,
             features=recipe.compute.features,
+            test_flip=recipe.test_flip,
             threads=recipe.compute.threads,
         )
 
@@ -355,6 +361,9 @@ class _Compiler:
         if phase.optimizer:
             no_decay = self._no_decay(optimizer.no_decay, (*path, "optimizer", "no_decay"), recipe)
         self._check_validation(phase, path, index)
+        self._check_augment(phase, path)
+        loss = phase.loss or recipe.loss
+        class_weights = self._class_weights(loss, (*path, "loss") if phase.loss else ("loss",))
         if not freeze.resolved or partition is None:
             return None
         rates = self._rates(phase, path, freeze.trainable, partition)
@@ -386,7 +395,12 @@ class _Compiler:
             batch_size=batch,
             size=size,
             groups=self._groups(
-                trainable, partition, rates, phase.layer_decay, optimizer.weight_decay, no_decay
+                trainable,
+                partition,
+                rates,
+                phase.layer_decay,
+                optimizer.weight_decay,
+                no_decay | self._pulled(phase),
             ),
             trainable=freeze.trainable,
             frozen=self.all - freeze.trainable,
@@ -398,11 +412,17 @@ class _Compiler:
             augment=phase.augment,
             norm=phase.norm,
             stop=phase.stop,
+            best_metric=phase.best_metric or (phase.stop.metric if phase.stop else "accuracy"),
             start_from=phase.start_from,
+            loss=loss,
+            class_weights=class_weights,
+            sampling=phase.sampling,
             label_smoothing=phase.label_smoothing,
             clip_norm=phase.clip_norm,
             accumulate=phase.accumulate,
             ema=phase.ema,
+            l2_sp=phase.l2_sp,
+            wise_ft=phase.wise_ft,
             trainable_count=sum(param.numel for param in trainable),
             frozen_count=sum(param.numel for param in frozen),
             matches=freeze.matches + group_matches,
@@ -424,6 +444,16 @@ class _Compiler:
 
     def _check_validation(self, phase: PhaseSpec, path: Path, index: int) -> None:
         val = self.info.counts.get("val", 0)
+        self._check_metric(phase.best_metric, (*path, "best_metric"))
+        if phase.stop:
+            self._check_metric(phase.stop.metric, (*path, "stop", "metric"))
+        if phase.best_metric and not val:
+            self.error(
+                "TLR127",
+                f"`best_metric` of phase `{phase.name}` needs a validation split",
+                (*path, "best_metric"),
+                "set [data] val = 0.1, or remove `best_metric`",
+            )
         if phase.stop and not val:
             self.error(
                 "TLR127",
@@ -445,6 +475,111 @@ class _Compiler:
         """Where the recipe says that no images are held out, if it does."""
         written = "val" in self.recipe.data.model_fields_set and not self.recipe.data.val
         return [Label(("data", "val"), "no images are held out")] if written else []
+
+    def _check_metric(self, metric: str | None, path: Path) -> None:
+        count = len(self.info.classes)
+        if metric == "top5_accuracy" and count <= 5 and self.info is not UNKNOWN_DATA:
+            self.error(
+                "TLR132",
+                f"with {count} classes the label is always among the top five",
+                path,
+                'watch another metric, such as "accuracy"',
+            )
+
+    def _check_augment(self, phase: PhaseSpec, path: Path) -> None:
+        augment = phase.augment
+        for name in ("mixup", "cutmix"):
+            if augment.views and getattr(augment, name) is not None:
+                self.error(
+                    "TLR133",
+                    f"`views` stores single images, but `{name}` mixes two anew each time",
+                    (*path, "augment", "views"),
+                    f"remove `views`, or `{name}`",
+                )
+        for key in ("resized_crop", "erasing"):
+            table = getattr(augment, key)
+            for name in ("scale", "ratio"):
+                low, high = (0.0, 0.0) if table is None else getattr(table, name)
+                if low > high:
+                    self.error(
+                        "TLR133",
+                        f"`{name}` goes from the smallest to the largest, but {low:g} is above {high:g}",
+                        (*path, "augment", key, name),
+                        f"write `{name} = [{high:g}, {low:g}]`",
+                    )
+
+    def _class_weights(self, loss: LossSpec, path: Path) -> tuple[float, ...] | None:
+        """Weight of each class, scaled to a mean of 1 over the training images; None where the recipe
+        gives none, or the data is not there."""
+        counts, classes = self.info.class_counts, self.info.classes
+        if loss.class_weights is None or not counts:
+            return None
+        if loss.class_weights == "balanced":
+            weights = [1 / count if count else 0.0 for count in counts]
+        else:
+            for name in loss.class_weights:
+                if name not in classes:
+                    self.found.append(
+                        Diagnostic(
+                            "TLR134",
+                            f"there is no class `{name}`",
+                            (*path, "class_weights", name),
+                            did_you_mean(name, classes),
+                            at="key",
+                        )
+                    )
+            weights = [loss.class_weights.get(name, 1.0) for name in classes]
+        mean = sum(w * count for w, count in zip(weights, counts, strict=True)) / sum(counts)
+        return tuple(weight / mean for weight in weights)
+
+    def _check_balance(self) -> None:
+        """Say so where some classes are much larger than others and nothing in the recipe allows for it."""
+        counts = {name: n for name, n in zip(self.info.classes, self.info.class_counts, strict=False) if n}
+        allowed_for = [
+            phase.sampling == "balanced" or (phase.loss or self.recipe.loss).class_weights is not None
+            for phase in self.recipe.phase
+        ]
+        if not counts or any(allowed_for):
+            return
+        small, large = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+        if counts[large] >= UNBALANCED * counts[small]:
+            self.found.append(
+                Diagnostic(
+                    "TLR135",
+                    f"class `{large}` has {counts[large]:,} training images and `{small}` {counts[small]:,}:"
+                    f" {counts[large] / counts[small]:.0f} times as many",
+                    ("data",),
+                    'if small classes matter as much, write `sampling = "balanced"` in the phases or'
+                    ' `[loss]` with `name = "cross_entropy"` and `class_weights = "balanced"`, and watch'
+                    ' `best_metric = "balanced_accuracy"`',
+                    severity="warning",
+                )
+            )
+
+    def _pulled(self, phase: PhaseSpec) -> frozenset[str]:
+        """Parameters that L2-SP pulls towards their pretrained values, so that weight decay does not pull
+        them towards zero."""
+        if phase.l2_sp is None:
+            return frozenset()
+        return frozenset(param.name for param in self.table if not param.head)
+
+    def _check_start(self, phase: PhaseSpec, index: int, ever_trained: frozenset[str]) -> None:
+        """Methods that hold on to the weights before need weights that are worth it."""
+        if phase.l2_sp is not None and not self.table.pretrained:
+            self.error(
+                "TLR136",
+                f"`l2_sp` of phase `{phase.name}` would pull towards random weights",
+                ("phase", index, "l2_sp"),
+                'remove it, or start from pretrained weights: backbone.weights is "none"',
+            )
+        untrained = [p.name for p in self.table if p.head and p.name not in ever_trained]
+        if phase.wise_ft is not None and untrained:
+            self.error(
+                "TLR136",
+                f"`wise_ft` of phase `{phase.name}` would interpolate with a head that is not trained yet",
+                ("phase", index, "wise_ft"),
+                'put a phase with freeze = ["@backbone"] before it',
+            )
 
     def _rates(
         self, phase: PhaseSpec, path: Path, trainable: frozenset[str], partition: Mapping[str, str]

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
+from tlrecipe.language.grammar import inline
 from tlrecipe.planning.facts import ParamTable
 from tlrecipe.planning.plan import PhasePlan, Plan
 
@@ -52,7 +55,14 @@ def explain(plan: Plan, table: ParamTable, prefixes: Sequence[PrefixFacts] = ())
                     "eval": sum(name not in phase.train_modules for name in norms),
                 },
                 "moving_statistics_of_frozen_layers": _exempt(phase, table),
-                "augment": phase.augment.model_dump(exclude_defaults=True),
+                "augment": given(phase.augment),
+                "loss": phase.loss.model_dump(mode="json", exclude_none=True),
+                "class_weights": None
+                if phase.class_weights is None
+                else dict(zip(plan.classes, phase.class_weights, strict=True)),
+                "sampling": phase.sampling,
+                "l2_sp": phase.l2_sp,
+                "wise_ft": phase.wise_ft,
                 "patterns": [asdict(match) for match in phase.matches if match.where in ("freeze", "thaw")],
                 "computed_once": None
                 if facts is None
@@ -79,6 +89,13 @@ def explain(plan: Plan, table: ParamTable, prefixes: Sequence[PrefixFacts] = ())
         "license": table.license,
         "phases": phases,
     }
+
+
+def given(table: BaseModel) -> dict[str, Any]:
+    """The keys of a table that are not at their defaults; tables in it whole."""
+    values = table.model_dump(mode="json")
+    fields = type(table).model_fields.items()
+    return {key: values[key] for key, field in fields if getattr(table, key) != field.default}
 
 
 def _group(phase: PhasePlan, name: str, names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -168,7 +185,8 @@ def _phase_lines(phase: Mapping[str, Any], number: int, count: int) -> list[str]
     if exempt:
         lines.append(f"  not frozen: the statistics of {len(exempt)} norm layers whose parameters are")
     if phase["augment"]:
-        lines.append("  augment: " + ", ".join(f"{key} = {_toml(v)}" for key, v in phase["augment"].items()))
+        lines.append("  augment: " + ", ".join(f"{key} = {inline(v)}" for key, v in phase["augment"].items()))
+    lines += _method_lines(phase)
     lines += [_pattern(match) for match in phase["patterns"]]
     once = phase["computed_once"]
     if once is not None:
@@ -184,6 +202,23 @@ def _weights(facts: Mapping[str, Any]) -> str:
     return f"licence of the weights: {facts['license'] or 'not known'}"
 
 
+def _method_lines(phase: Mapping[str, Any]) -> list[str]:
+    """What is not as in every phase."""
+    lines = []
+    if phase["loss"] != {"name": "cross_entropy"}:
+        lines.append(f"  loss: {inline(phase['loss'])}")
+    if (weights := phase["class_weights"]) is not None:
+        low, high = min(weights, key=lambda name: weights[name]), max(weights, key=lambda name: weights[name])
+        lines.append(f"  class weights: {weights[low]:.3g} ({low}) to {weights[high]:.3g} ({high})")
+    if phase["sampling"] != "once":
+        lines.append(f"  sampling: {phase['sampling']}")
+    if phase["l2_sp"] is not None:
+        lines.append(f"  l2_sp: the backbone is pulled towards its pretrained weights by {phase['l2_sp']:g}")
+    if phase["wise_ft"] is not None:
+        lines.append(f"  wise_ft: ends with {phase['wise_ft']:g} of what it trained, the rest as it began")
+    return lines
+
+
 def _pattern(match: Mapping[str, Any]) -> str:
     span = match["first"] if match["taken"] == 1 else f"{match['first']} … {match['last']}"
     of = match["taken"] if match["taken"] == match["matched"] else f"{match['taken']} of {match['matched']}"
@@ -197,10 +232,6 @@ def _once(once: Mapping[str, Any]) -> str:
     if once["views"] is None:
         return f"{what}; not stored, since the augmentation has endless outcomes"
     return f"{what}, {once['views']} view{'s' if once['views'] > 1 else ''}, if storing is measured to pay"
-
-
-def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _count(number: int) -> str:

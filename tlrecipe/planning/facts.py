@@ -125,3 +125,5 @@ class DatasetInfo:
     """Images by split: ``train``, ``val``, ``test``; absent splits are 0."""
     origin: str = ""
     """Where it lies, for people."""
+    class_counts: tuple[int, ...] = ()
+    """Training images of each class, in the order of the classes; empty where not known."""

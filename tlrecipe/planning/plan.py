@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tlrecipe.language.diagnostics import Diagnostic
-from tlrecipe.language.spec import Augment, OptimizerSpec, ScheduleSpec, StopRule
+from tlrecipe.language.spec import Augment, LossSpec, OptimizerSpec, ScheduleSpec, StopRule
 from tlrecipe.planning.facts import Preprocessing
 from tlrecipe.planning.schedules import factor
 
@@ -64,11 +64,19 @@ class PhasePlan:
     augment: Augment
     norm: str
     stop: StopRule | None
+    best_metric: str
+    """What makes an epoch the best one."""
     start_from: str
+    loss: LossSpec
+    class_weights: tuple[float, ...] | None
+    """Weight of each class in the loss; their mean over the training images is 1."""
+    sampling: Literal["once", "balanced"]
     label_smoothing: float
     clip_norm: float | None
     accumulate: int
     ema: float | None
+    l2_sp: float | None
+    wise_ft: float | None
     trainable_count: int
     """Trainable scalar values."""
     frozen_count: int
@@ -100,6 +108,7 @@ class Plan:
     final_weights: str
     precision: str
     features: str
+    test_flip: bool = False
     threads: int | None = None
     warnings: tuple[Diagnostic, ...] = ()
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlrecipe.data.augment import augment_batch, flip_mask
+from tlrecipe.data.mixing import Mix, mixed
 from tlrecipe.data.pixels import Pixels
 from tlrecipe.data.preprocess import normalise
 from tlrecipe.models.fast import DTYPES, fast_copy
@@ -245,14 +246,20 @@ class Engine:
 
     # ------------------------------------------------------------------ batches
 
-    def inputs(self, name: str, ids: Ids, epoch: int | None) -> tuple[Tensor, ...]:
+    def inputs(self, name: str, ids: Ids, epoch: int | None, mix: Mix | None = None) -> tuple[Tensor, ...]:
         """What :attr:`network` takes for the images ``ids`` of a split, augmented as in ``epoch``.
+
+        ``ids`` may be sample numbers of :func:`tlrecipe.data.sampling.epoch_order`. With ``mix``, other
+        images of the split are mixed in, augmented as in that epoch too.
 
         Float32 tensors on the device, the images in the order of ``ids``.
         """
         if self.choice.mode == "store":
+            assert mix is None, "mixing has endless outcomes, and rules out storing"
             return self._gather(name, ids, epoch)
         images = self._images(name, ids, epoch)
+        if mix is not None:
+            images = mixed(images, self._images(name, mix.partners, epoch), mix)
         if self._fast is None:
             return (images,)
         parts = [
@@ -262,7 +269,7 @@ class Engine:
         return tuple(torch.cat(column).float() for column in zip(*parts, strict=True))
 
     def _gather(self, name: str, ids: Ids, epoch: int | None) -> tuple[Tensor, ...]:
-        rows = torch.from_numpy(ids)
+        rows = torch.from_numpy(ids % len(self._features[name, 0][0]))
         views = self.choice.views
         if name != "train" or epoch is None or views == 1:
             parts = tuple(tensor.index_select(0, rows) for tensor in self._features[name, 0])
@@ -288,12 +295,13 @@ class Engine:
 
     def _images(self, name: str, ids: Ids, epoch: int | None) -> Tensor:
         pixels = self._pixels(name)
+        rows = ids % len(pixels)
         if epoch is not None and name == "train" and self.phase.augment.views is not None:
             which = self._which_view(ids, epoch)
-            order = [self._view(name, pixels, ids[which == view], view) for view in np.unique(which)]
+            order = [self._view(name, pixels, rows[which == view], view) for view in np.unique(which)]
             places = np.concatenate([np.flatnonzero(which == view) for view in np.unique(which)])
             return torch.cat(order)[torch.from_numpy(np.argsort(places))]
-        images = pixels.batch(torch.from_numpy(ids), self.preprocessing)
+        images = pixels.batch(torch.from_numpy(rows), self.preprocessing)
         if epoch is not None:
             images = augment_batch(images, self.phase.augment, key=self._stream(epoch), ids=ids)
         return self._normalised(images)

@@ -1,36 +1,61 @@
-"""Evaluation of a network on a split: loss and accuracy over every image once."""
+"""Evaluation of a network on a split: every image once, and what its logits are worth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tlrecipe.data.pixels import Pixels
 from tlrecipe.data.preprocess import normalise
 from tlrecipe.models.inference import Inference
 from tlrecipe.planning.facts import Preprocessing
+from tlrecipe.training import metrics
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one split, with the logits that they come from."""
+    """The logits of one split, and what follows from them."""
 
-    loss: float
-    """Mean cross-entropy in nats, without label smoothing."""
-    accuracy: float
-    """Share of images whose largest logit is their label."""
-    count: int
     logits: Tensor
     """(N, classes) float32 on the CPU, in the order of the split."""
+    labels: Tensor
+    """(N,) int64."""
 
-    def as_dict(self) -> dict[str, float]:
-        return {"loss": self.loss, "accuracy": self.accuracy}
+    @property
+    def count(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def scores(self) -> metrics.Scores:
+        return metrics.Scores(self.logits, self.labels)
+
+    def scalars(self, names: Collection[str] = metrics.METRICS.keys()) -> dict[str, float]:
+        """Metrics by name; of those in ``names``, the ones that are defined here."""
+        return metrics.scalars(self.scores, names)
+
+    def predictions(self, classes: Sequence[str]) -> Iterator[tuple[str, str, float]]:
+        """True class, predicted class and its probability of each image, in the order of the split."""
+        scores = self.scores
+        for label, best, probability in zip(
+            scores.truth.tolist(), scores.predicted.tolist(), scores.confidence.tolist(), strict=True
+        ):
+            yield classes[label], classes[best], probability
+
+    def report(self, classes: Sequence[str]) -> dict[str, Any]:
+        """All there is to say, as plain data: ``metrics``, their ``intervals``, and the detail of
+        :func:`tlrecipe.training.metrics.detail`."""
+        return {
+            "metrics": self.scalars(),
+            "intervals": {name: list(ends) for name, ends in metrics.intervals(self.scores).items()},
+            "classes": list(classes),
+            **metrics.detail(self.scores, classes),
+        }
 
 
 def evaluate(logits_of: Callable[[np.ndarray], Tensor], labels: Tensor, batch_size: int) -> Evaluation:
@@ -40,10 +65,7 @@ def evaluate(logits_of: Callable[[np.ndarray], Tensor], labels: Tensor, batch_si
         for start in range(0, len(labels), batch_size):
             ids = np.arange(start, min(len(labels), start + batch_size), dtype=np.int64)
             parts.append(logits_of(ids).float().cpu())
-    logits = torch.cat(parts)
-    correct = int((logits.argmax(1) == labels).sum())
-    loss = float(F.cross_entropy(logits, labels))
-    return Evaluation(loss, correct / len(labels), len(labels), logits)
+    return Evaluation(torch.cat(parts), labels)
 
 
 def evaluate_pixels(
@@ -65,10 +87,3 @@ def evaluate_pixels(
         return inference.logits(normalise(images, preprocessing))
 
     return evaluate(logits_of, pixels.labels, batch_size)
-
-
-def wilson_interval(accuracy: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % confidence interval of a share of ``count`` trials (Wilson, JASA 22:209, 1927)."""
-    centre = (accuracy + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * sqrt(accuracy * (1 - accuracy) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)

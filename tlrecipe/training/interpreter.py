@@ -16,20 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tlrecipe.data.mixing import mix_of
 from tlrecipe.data.pixels import Pixels
+from tlrecipe.data.sampling import epoch_order
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.models.backbones import Backbone
 from tlrecipe.models.inference import Inference
 from tlrecipe.models.memory import keep_freed_memory, process_bytes
 from tlrecipe.models.prefix import Split
 from tlrecipe.planning.plan import PhasePlan, Plan
-from tlrecipe.planning.randomness import key, permutation
-from tlrecipe.training import freezing, numerics, optimizers
+from tlrecipe.planning.randomness import key
+from tlrecipe.training import freezing, metrics, numerics, optimizers
 from tlrecipe.training.engine import Emit, Engine, Ids, Stopped
 from tlrecipe.training.evaluate import Evaluation, evaluate, evaluate_pixels
 from tlrecipe.training.features import FeatureStore, NotFiniteFeatures
+from tlrecipe.training.losses import Loss
 from tlrecipe.training.survey import Addresses, Choice, PixelSource, preprocessing_of, survey
 
 # A checkpoint may cost this share of the time since the last one.
@@ -65,6 +67,15 @@ class PhaseResult:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """A finished network's evaluation, as its bundle repeats it."""
+
+    split: str
+    evaluation: Evaluation
+    precision: str
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What a run gives, beside the network that it trained in place."""
 
@@ -74,9 +85,13 @@ class RunResult:
     peak_memory_bytes: int
     weights: str
     """``"raw"``, or ``"ema"`` where the last phase averaged."""
-    test: Evaluation | None
-    precision: str
-    """How the test split was evaluated."""
+    evaluated: Evaluated | None
+    """The finished network on the test split, else on the validation split; None without either."""
+
+    @property
+    def precision(self) -> str:
+        """How the finished network was evaluated."""
+        return "fp32" if self.evaluated is None else self.evaluated.precision
 
 
 @dataclass
@@ -88,9 +103,14 @@ class _State:
     records: int = 0
     """Metrics records emitted."""
     loss_sum: float = 0.0
-    correct: int = 0
+    correct: float = 0.0
+    """Images that were classified right; of mixed ones, the share of the label that was."""
     seen: int = 0
     best: dict[str, Any] | None = None
+    best_val: dict[str, float] | None = None
+    """All metrics of the best epoch."""
+    stop_value: float | None = None
+    """Value of the stop rule's metric that the next one has to improve on."""
     waited: int = 0
     """Epochs without improvement."""
     seconds: float = 0.0
@@ -105,9 +125,12 @@ class _Live:
     """Tensors of the current phase outside the network."""
 
     optimizer: torch.optim.Optimizer
+    loss: Loss
     average: dict[str, Tensor] | None
     statistics: numerics.Kept
     """Those of norm layers before the step."""
+    start: dict[str, Tensor] | None
+    """What the phase started from, where it ends with an interpolation."""
     best: dict[str, Tensor] | None = None
 
 
@@ -129,6 +152,13 @@ class _Run:
         self.emit, self.save, self.store, self.device, self.stop = emit, save, store, device, stop
         self.model = backbone.model.to(device).to(memory_format=torch.channels_last)
         self.addresses = Addresses(plan, backbone.identity, device)
+        pulled = frozenset().union(*(phase.trainable for phase in plan.phases if phase.l2_sp is not None))
+        self.pretrained = {
+            param.name: self.model.get_parameter(param.name).detach().clone()
+            for param in backbone.table
+            if param.name in pulled and not param.head
+        }
+        """What L2-SP pulls towards."""
         self.state = _State()
         self.splits: list[Split] = []
         self.choices: list[Choice] = []
@@ -158,44 +188,56 @@ class _Run:
     def _finish(self) -> RunResult:
         self.model.eval()
         last = self.plan.phases[-1]
-        metrics: dict[str, dict[str, Any]] = {}
+        found: dict[str, dict[str, Any]] = {}
         if self.state.last_val is not None:
-            metrics["val"] = self.state.last_val
-        test, precision = None, "fp32"
+            found["val"] = self.state.last_val
         with self._clock("evaluate"):
-            found = self.pixels("test", self.plan.preprocessing)
-            if found is not None:
-                inference = Inference(
-                    self.model, self.backbone.heads, last.size, precision=self.plan.precision
-                )
-                test = self._test(inference, found)
-                self._refuse_logits(test, found, "on the test split")
-                precision = inference.precision
-                metrics["test"] = {**test.as_dict(), "count": test.count, "precision": precision}
-                self._record("test", **metrics["test"])
+            evaluated = self._evaluated()
+        if evaluated is not None:
+            of, about = evaluated.evaluation, {"precision": evaluated.precision}
+            found[evaluated.split] = of.scalars() | {"count": of.count} | about
+            if evaluated.split == "test":
+                self._record("test", **found["test"])
         peak = process_bytes()
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         return RunResult(
-            metrics=metrics,
+            metrics=found,
             phases=tuple(PhaseResult(**result) for result in self.state.results),
             seconds=self.state.clocks,
             peak_memory_bytes=peak,
             weights="ema" if last.ema is not None else "raw",
-            test=test,
-            precision=precision,
+            evaluated=evaluated,
         )
 
-    def _test(self, inference: Inference, found: Pixels) -> Evaluation:
+    def _evaluated(self) -> Evaluated | None:
+        """The finished network on the test split, or on the validation split where there is no other."""
+        for split in ("test", "val"):
+            pixels = self.pixels(split, self.plan.preprocessing)
+            if pixels is not None:
+                inference = Inference(
+                    self.model,
+                    self.backbone.heads,
+                    self.plan.phases[-1].size,
+                    precision=self.plan.precision,
+                    flip=self.plan.test_flip,
+                )
+                found = self._test(inference, split, pixels)
+                self._refuse_logits(found, pixels, f"on the {split} split")
+                return Evaluated(split, found, inference.precision)
+        return None
+
+    def _test(self, inference: Inference, split: str, pixels: Pixels) -> Evaluation:
         """As a bundle is evaluated; what does not depend on the head may be in the store."""
         engine = self.engine
-        if engine is None or not engine.inference_features(inference, "test"):
+        plain = split != "test" or inference.flip
+        if plain or engine is None or not engine.inference_features(inference, "test"):
             chunk = self.choices[-1].chunk
             return evaluate_pixels(
-                inference, found, self.plan.preprocessing, batch_size=chunk, between=self._stop_if_asked
+                inference, pixels, self.plan.preprocessing, batch_size=chunk, between=self._stop_if_asked
             )
         return evaluate(
-            lambda ids: inference.classify(engine.inputs("test", ids, None)), found.labels, _TEST_BATCH
+            lambda ids: inference.classify(engine.inputs("test", ids, None)), pixels.labels, _TEST_BATCH
         )
 
     # ------------------------------------------------------------------ one phase
@@ -248,12 +290,13 @@ class _Run:
         while state.step < phase.steps:
             epoch, within = divmod(state.step, phase.steps_per_epoch)
             if epoch != order_epoch:
-                order = permutation(key(self.plan.seed, phase.name, epoch, "order"), len(train.labels))
+                stream = key(self.plan.seed, phase.name, epoch, "order")
+                order = epoch_order(phase.sampling, stream, train.labels.numpy())
                 order_epoch, epoch_started, epoch_images = epoch, time.perf_counter(), 0
             per_step = phase.batch_size * phase.accumulate
             ids = order[within * per_step : (within + 1) * per_step]
             with self._clock("train"):
-                loss = self._step(phase, engine, live, train, ids, epoch)
+                loss = self._step(phase, engine, live, train, ids, order, epoch)
             state.step += 1
             epoch_images += len(ids)
             if (now := time.perf_counter()) - told > 0.1:
@@ -281,21 +324,25 @@ class _Run:
 
         average = clones() if phase.ema is not None else None
         statistics = numerics.Kept(self.model.get_buffer(name) for name in sorted(phase.moving_buffers))
-        live = _Live(optimizers.build(self.model, phase), average, statistics)
+        start = clones() if phase.wise_ft is not None else None
+        loss = Loss(phase.loss, phase.class_weights, phase.label_smoothing, self.device)
+        live = _Live(optimizers.build(self.model, phase), loss, average, statistics, start)
         if resume is not None and self.state.step > 0:
             parts = _parts(resume.tensors)
             optimizers.load_state_by_name(live.optimizer, phase.optimizer, parts.get("optimizer", {}))
             if average is not None:
                 _copy_into(average, parts.get("average", {}), "average")
+            if start is not None:
+                _copy_into(start, parts.get("start", {}), "start")
             if self.state.best is not None:
                 live.best = clones()
                 _copy_into(live.best, parts.get("best", {}), "best")
         return live
 
     def _step(
-        self, phase: PhasePlan, engine: Engine, live: _Live, train: Pixels, ids: Ids, epoch: int
+        self, phase: PhasePlan, engine: Engine, live: _Live, train: Pixels, ids: Ids, order: Ids, epoch: int
     ) -> float:
-        """One optimizer step over ``ids``, in micro-batches of the phase's batch size."""
+        """One optimizer step over ``ids`` of an epoch's ``order``, in micro-batches of the batch size."""
         state = self.state
         rates = phase.rates(state.step)
         optimizers.set_rates(live.optimizer, rates)
@@ -307,16 +354,24 @@ class _Run:
         correct = torch.zeros((), device=self.device)
         for start in range(0, len(ids), phase.batch_size):
             part = ids[start : start + phase.batch_size]
-            labels = train.labels[torch.from_numpy(part)].to(self.device, non_blocking=True)
-            inputs = engine.inputs("train", part, epoch)
+            labels = self._labels(train, part)
+            stream = key(self.plan.seed, phase.name, epoch, "mix")
+            mix = mix_of(phase.augment, key=stream, ids=part, order=order, side=phase.size)
+            inputs = engine.inputs("train", part, epoch, mix)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=engine.choice.autocast):
                 logits = engine.network(*inputs)
-            loss = F.cross_entropy(
-                logits.float(), labels, label_smoothing=phase.label_smoothing, reduction="sum"
-            )
+            best = logits.detach().argmax(1)
+            if mix is None:
+                loss = live.loss.total(logits.float(), labels)
+                correct += (best == labels).sum()
+            else:
+                others = self._labels(train, mix.partners)
+                share = torch.from_numpy(mix.share).to(self.device, torch.float32)
+                loss = live.loss.total(logits.float(), labels, (others, share))
+                correct += ((best == labels) * share + (best == others) * (1 - share)).sum()
             (loss / len(ids)).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
-            correct += (logits.detach().argmax(1) == labels).sum()
+        self._pull(phase)
         gradients = [p.grad for p in _parameters(live.optimizer) if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         total, hits, size = torch.stack([loss_sum, correct, norm.to(self.device)]).tolist()
@@ -328,7 +383,7 @@ class _Run:
         if live.average is not None:
             self._update_average(phase, live.average)
         state.loss_sum += total
-        state.correct += int(hits)
+        state.correct += hits
         state.seen += len(ids)
         return float(total / len(ids))
 
@@ -337,6 +392,19 @@ class _Run:
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+    def _labels(self, train: Pixels, numbers: Ids) -> Tensor:
+        rows = torch.from_numpy(numbers % len(train))
+        return train.labels[rows].to(self.device, non_blocking=True)
+
+    def _pull(self, phase: PhasePlan) -> None:
+        """Add the gradient of L2-SP's penalty, half the squared distance to the pretrained weights."""
+        if phase.l2_sp is not None:
+            parameters = dict(self.model.named_parameters())
+            for name, origin in self.pretrained.items():
+                gradient = parameters[name].grad
+                if gradient is not None:
+                    gradient.add_(parameters[name].detach() - origin, alpha=phase.l2_sp)
 
     def _update_average(self, phase: PhasePlan, average: dict[str, Tensor]) -> None:
         """Exponential moving average; its decay starts low so that a short phase forgets where it began."""
@@ -372,7 +440,7 @@ class _Run:
             "TLR701",
             f"loss {loss:.4g} with gradient norm {norm:.4g} in phase `{phase.name}`, step"
             f" {self.state.step + 1} of {phase.steps}, at the rates {rates}; first not finite: {cause};"
-            f" images of the batch: {_listed([train.names[int(index)] for index in ids])}",
+            f" images of the batch: {_listed([train.names[int(index) % len(train)] for index in ids])}",
             help="the network was not changed by this step; lower `lr`, add a warm-up or `clip_norm`",
         )
 
@@ -389,7 +457,8 @@ class _Run:
             inputs = engine.inputs("train", part, epoch)
             for tensor in inputs:
                 if rows := numerics.rows_not_finite(tensor):
-                    return f"the input made of {_listed([train.names[int(part[row])] for row in rows])}"
+                    names = [train.names[int(part[row]) % len(train)] for row in rows]
+                    return f"the input made of {_listed(names)}"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=engine.choice.autocast):
                 module = numerics.origin(engine.network, inputs)
             if module is not None:
@@ -425,12 +494,11 @@ class _Run:
         self, phase: PhasePlan, engine: Engine, live: _Live, val: Pixels | None, epoch: int, seconds: float
     ) -> None:
         state = self.state
-        result = None
         if val is not None:
             with self._clock("evaluate"):
                 result = self._validate(phase, engine, live, val)
-            state.last_val = result.as_dict()
-            self._remember_best(phase, live, result, epoch)
+            state.last_val = result.scalars(self._names(phase))
+            self._remember_best(phase, live, state.last_val, epoch)
         self._record(
             "epoch",
             phase=phase.name,
@@ -438,16 +506,16 @@ class _Run:
             step=state.step,
             lr=_rates(phase, state.step - 1),
             train={"loss": state.loss_sum / state.seen, "accuracy": state.correct / state.seen},
-            val=None if result is None else result.as_dict(),
+            val=None if val is None else state.last_val,
             seconds=seconds,
         )
-        state.loss_sum, state.correct, state.seen = 0.0, 0, 0
+        state.loss_sum, state.correct, state.seen = 0.0, 0.0, 0
 
     def _validate(self, phase: PhasePlan, engine: Engine, live: _Live, val: Pixels) -> Evaluation:
         """Validation with the weights that the phase would end with; leaves the network as it was."""
         where = f"before validation in phase `{phase.name}`, after step {self.state.step}"
         numerics.refuse_not_finite(freezing.moving_tensors(self.model, phase).items(), where)
-        kept = self._swap_in(phase, live.average)
+        kept = self._swap_in(phase, self._ending(phase, live))
         self.model.eval()
 
         def logits_of(ids: Ids) -> Tensor:
@@ -468,8 +536,23 @@ class _Run:
             names = _listed([pixels.names[row] for row in rows])
             raise TlrecipeError.of("TLR701", f"class scores that are not finite {where}: {names}")
 
+    def _ending(self, phase: PhasePlan, live: _Live) -> dict[str, Tensor] | None:
+        """The weights that the phase would end with now, where they are not the network's own: averaged, or
+        interpolated with those that it started from."""
+        if live.start is None:
+            return live.average
+        assert phase.wise_ft is not None
+        trained = live.average or freezing.moving_tensors(self.model, phase)
+        with torch.no_grad():
+            return {
+                name: torch.lerp(start, trained[name].detach(), phase.wise_ft)
+                if start.is_floating_point()
+                else trained[name].detach().clone()
+                for name, start in live.start.items()
+            }
+
     def _swap_in(self, phase: PhasePlan, values: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-        """Put averaged weights into the network; gives what was there, to be put back."""
+        """Put other weights into the network; gives what was there, to be put back."""
         if values is None:
             return None
         current = freezing.moving_tensors(self.model, phase)
@@ -477,33 +560,40 @@ class _Run:
         _copy_into(current, values, "average")
         return kept
 
-    def _remember_best(self, phase: PhasePlan, live: _Live, result: Evaluation, epoch: int) -> None:
-        """Track the best epoch; ties keep the earlier, and a value that is not finite is never best."""
-        state = self.state
-        metric = phase.stop.metric if phase.stop else "accuracy"
-        value = result.as_dict()[metric]
-        delta = phase.stop.min_delta if phase.stop else 0.0
+    def _remember_best(self, phase: PhasePlan, live: _Live, val: dict[str, float], epoch: int) -> None:
+        """Track the best epoch, and how long the stop rule has waited; ties keep the earlier."""
+        state, metric = self.state, phase.best_metric
         previous = None if state.best is None else state.best["value"]
-        gain = math.inf if previous is None else (value - previous) * (1 if metric == "accuracy" else -1)
-        if math.isfinite(value) and (gain > 0 and gain >= delta):
-            state.best = {"epoch": epoch + 1, "metric": metric, "value": value}
-            state.waited = 0
-            values = live.average or freezing.moving_tensors(self.model, phase)
+        if _gain(metric, val, previous) > 0:
+            state.best = {"epoch": epoch + 1, "metric": metric, "value": val[metric]}
+            state.best_val = val
+            values = self._ending(phase, live) or freezing.moving_tensors(self.model, phase)
             live.best = {name: tensor.detach().clone() for name, tensor in values.items()}
-        else:
-            state.waited += 1
+        if phase.stop is not None:
+            gain = _gain(phase.stop.metric, val, state.stop_value)
+            if gain > 0 and gain >= phase.stop.min_delta:
+                state.stop_value, state.waited = val[phase.stop.metric], 0
+            else:
+                state.waited += 1
+
+    @staticmethod
+    def _names(phase: PhasePlan) -> set[str]:
+        """The metrics of each epoch: those that cost next to nothing, and those that are asked for."""
+        asked = {phase.best_metric} | ({phase.stop.metric} if phase.stop else set())
+        return asked | set(metrics.EACH_EPOCH)
 
     def _end_phase(
         self, phase: PhasePlan, engine: Engine, live: _Live, before: dict[str, str], seconds: float
     ) -> None:
         state = self.state
-        self._swap_in(phase, live.average)
+        self._swap_in(phase, self._ending(phase, live))
         after = freezing.digests(freezing.frozen_tensors(self.model, phase))
         freezing.prove(before, after, phase)
         last = phase.index + 1 == len(self.plan.phases)
         follows = self.plan.final_weights if last else self.plan.phases[phase.index + 1].start_from
         if follows == "best" and live.best is not None:
             _copy_into(freezing.moving_tensors(self.model, phase), live.best, "best")
+            state.last_val = state.best_val
         result = PhaseResult(
             name=phase.name,
             steps=state.step,
@@ -516,7 +606,8 @@ class _Run:
             best=state.best,
         )
         state.results.append(asdict(result))
-        state.phase, state.step, state.best, state.waited, state.seconds = phase.index + 1, 0, None, 0, 0.0
+        state.phase, state.step, state.seconds = phase.index + 1, 0, 0.0
+        state.best, state.best_val, state.stop_value, state.waited = None, None, None, 0
         self.emit("phase_end", name=phase.name, seconds=seconds, best=result.best)
         live.best = None
         self._save(None)
@@ -545,6 +636,7 @@ class _Run:
             state = optimizers.state_by_name(live.optimizer)
             tensors |= {f"optimizer/{name}": value for name, value in state.items()}
             tensors |= {f"average/{name}": value for name, value in (live.average or {}).items()}
+            tensors |= {f"start/{name}": value for name, value in (live.start or {}).items()}
             tensors |= {f"best/{name}": value for name, value in (live.best or {}).items()}
         numerics.refuse_not_finite(tensors.items(), "and would be saved")
         values = {"state": asdict(self.state), "choices": [choice.as_dict() for choice in self.choices]}
@@ -615,6 +707,16 @@ def train(
     keep_freed_memory()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _Run(plan, backbone, pixels, emit, save, store, device, stop).train(resume)
+
+
+def _gain(metric: str, values: Mapping[str, float], previous: float | None) -> float:
+    """By how much a metric is better than before; a value that is missing or not finite never is."""
+    value = values.get(metric, math.nan)
+    if not math.isfinite(value):
+        return -math.inf
+    if previous is None:
+        return math.inf
+    return (value - previous) * (1 if metrics.METRICS[metric].higher_is_better else -1)
 
 
 def _rates(phase: PhasePlan, step: int) -> dict[str, float]:

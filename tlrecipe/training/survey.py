@@ -80,6 +80,8 @@ class Choice:
 
 def views_of(augment: Augment) -> int | None:
     """Distinct views that make the augmentation's distribution exact, or None if there are endless ones."""
+    if augment.mixup is not None or augment.cutmix is not None:
+        return None
     if augment.views is not None:
         return augment.views
     if augment == Augment(hflip=augment.hflip):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tlrecipe.artifacts.bundle import Model
+from tlrecipe.artifacts.predictions import write_evaluated
 from tlrecipe.data.listing import Listing
 from tlrecipe.data.pixels import Pixels
 from tlrecipe.data.sources import list_data
@@ -17,7 +18,7 @@ from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import DataSpec, FolderData
 from tlrecipe.language.text import load
 from tlrecipe.training.engine import Emit
-from tlrecipe.training.evaluate import evaluate_pixels, wilson_interval
+from tlrecipe.training.evaluate import evaluate_pixels
 from tlrecipe.workflow.decoding import DecodedData, left_out
 from tlrecipe.workflow.device import pick_device
 
@@ -30,9 +31,22 @@ class Measured:
 
     split: str
     """``"test"``, ``"val"`` or ``"train"``."""
-    metrics: dict[str, Any]
-    """``loss`` (mean cross-entropy in nats), ``accuracy``, ``count`` (images), ``precision`` (what was
-    computed in) and ``accuracy_interval`` (95 %, Wilson)."""
+    report: dict[str, Any]
+    """What a run writes to ``evaluation.json``: ``split``, ``metrics``, ``intervals``, ``classes``,
+    ``per_class``, ``confusion_matrix`` and ``calibration``."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """``loss`` (mean negative log likelihood in nats), ``accuracy`` and the others that a recipe may
+        name, ``count`` (images), ``precision`` (what was computed in)."""
+        found: dict[str, Any] = self.report["metrics"]
+        return found
+
+    @property
+    def intervals(self) -> dict[str, list[float]]:
+        """95 % intervals of the metrics: the lower and the upper end."""
+        found: dict[str, list[float]] = self.report["intervals"]
+        return found
 
 
 def evaluate(
@@ -40,15 +54,17 @@ def evaluate(
     data: str | Path | None = None,
     *,
     device: torch.device | str = "auto",
+    predictions: Path | None = None,
     on_event: Emit = lambda kind, /, **fields: None,
 ) -> Measured:
-    """Loss and accuracy on the test split, or on the validation split where there is no other.
+    """All metrics on the test split, or on the validation split where there is no other.
 
     Args:
         model: A model, or the run directory or bundle folder that it is loaded from.
         data: A folder or zip of images, or a recipe whose data is meant; by default the data that the
             model was trained with. A folder without split folders is evaluated whole.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a device of torch, for a model that is loaded here.
+        predictions: Where to write a CSV with the true and the predicted class of each image, if anywhere.
         on_event: Called with the events ``data`` and ``warning``.
 
     Raises:
@@ -68,8 +84,11 @@ def evaluate(
         on_event("warning", message=odd.message)
     pixels = _relabelled(pixels, listing.info.classes, model.classes)
     found = evaluate_pixels(model.inference, pixels, model.preprocessing)
-    metrics = {**found.as_dict(), "count": found.count, "precision": model.inference.precision}
-    return Measured(split, metrics | {"accuracy_interval": wilson_interval(found.accuracy, found.count)})
+    if predictions is not None:
+        write_evaluated(pixels.names, found.predictions(model.classes), predictions)
+    report = found.report(model.classes)
+    report["metrics"] |= {"count": found.count, "precision": model.inference.precision}
+    return Measured(split, {"split": split, **report})
 
 
 def _chosen(data: Path) -> tuple[DataSpec, int]:

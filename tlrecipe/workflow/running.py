@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from tlrecipe import files
 from tlrecipe.artifacts import checkpoint
 from tlrecipe.artifacts.bundle import write_bundle
 from tlrecipe.artifacts.environment import environment, version
+from tlrecipe.artifacts.predictions import write_evaluated
 from tlrecipe.artifacts.rundir import RunDirectory, refuse_used
 from tlrecipe.artifacts.runs import Run
 from tlrecipe.artifacts.tracking import Tracking, tracker
@@ -265,9 +267,26 @@ def _trained(
         precision=done.precision,
         averaged=done.weights == "ema",
     )
+    intervals = _write_evaluation(directory, checked, data, done)
     seconds = {"total": time.perf_counter() - started, "data": data.seconds}
     result["backbone"] = backbone.provenance()
-    return result | _outcome(done, plan.classes, seconds)
+    return result | _outcome(done, intervals, plan.classes, seconds)
+
+
+def _write_evaluation(
+    directory: RunDirectory, checked: Checked, data: DecodedData, done: RunResult
+) -> dict[str, Any]:
+    """Write `evaluation.json` and `predictions.csv`; gives the intervals of the metrics by split."""
+    if (evaluated := done.evaluated) is None:
+        return {}
+    classes, evaluation = checked.plan.classes, evaluated.evaluation
+    report = evaluation.report(classes)
+    about = {"split": evaluated.split, "metrics": done.metrics[evaluated.split]}
+    directory.write_text("evaluation.json", json.dumps(report | about, ensure_ascii=False) + "\n")
+    pixels = data(evaluated.split, checked.plan.preprocessing)
+    assert pixels is not None
+    write_evaluated(pixels.names, evaluation.predictions(classes), directory.path / "predictions.csv")
+    return {evaluated.split: report["intervals"]}
 
 
 def run_facts(checked: Checked, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
@@ -334,10 +353,13 @@ def _open_data(checked: Checked, data: DecodedData, emit: Emit) -> dict[str, str
     return {split: pixels.digest for split, pixels in decoded.items()}
 
 
-def _outcome(done: RunResult, classes: Sequence[str], seconds: Mapping[str, float]) -> dict[str, Any]:
+def _outcome(
+    done: RunResult, intervals: Mapping[str, Any], classes: Sequence[str], seconds: Mapping[str, float]
+) -> dict[str, Any]:
     return {
         "status": "complete",
         "metrics": done.metrics,
+        "intervals": intervals,
         "phases": [asdict(phase) for phase in done.phases],
         "seconds": {**seconds, **done.seconds},
         "classes": list(classes),
