@@ -20,7 +20,9 @@ from tlrecipe.language.spec import (
     FolderData,
     GroupSpec,
     HeadSpec,
+    HuggingFaceData,
     LinearSchedule,
+    ManifestData,
     OneCycleSchedule,
     PhaseSpec,
     Recipe,
@@ -30,6 +32,7 @@ from tlrecipe.language.spec import (
     StepSchedule,
     StopRule,
     TimmBackbone,
+    TorchvisionData,
 )
 from tlrecipe.language.text import load, loads
 
@@ -302,6 +305,26 @@ data = st.one_of(
         source=st.just("folder"),
         path=st.sampled_from(["/data/photos", "/data/a b.zip"]),
         background=st.tuples(*[st.integers(0, 255)] * 3),
+    ),
+    st.builds(
+        ManifestData,
+        source=st.just("manifest"),
+        path=st.just("/data/labels.csv"),
+        root=st.none() | st.just("/data/images"),
+    ),
+    st.builds(
+        TorchvisionData,
+        source=st.just("torchvision"),
+        name=st.sampled_from(["MNIST", "CIFAR10"]),
+        root=st.just("/data"),
+        download=st.booleans(),
+    ),
+    st.builds(
+        HuggingFaceData,
+        source=st.just("huggingface"),
+        path=st.just("/data/beans"),
+        name=st.none(),
+        label=st.sampled_from(["label", "fine label"]),
     ),
 )
 phases = st.builds(

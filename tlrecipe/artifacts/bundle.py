@@ -92,7 +92,7 @@ def write_bundle(
                         "sha256": recipe_sha256,
                         "seed": recipe.seed,
                     },
-                    "data": _with_absolute_path(recipe.data),
+                    "data": _with_absolute_paths(recipe.data),
                     "model_sha256": files.sha256(inside / WEIGHTS, code="TLR901"),
                 }
             )
@@ -103,10 +103,11 @@ def write_bundle(
     return bundle
 
 
-def _with_absolute_path(data: DataSpec) -> dict[str, Any]:
+def _with_absolute_paths(data: DataSpec) -> dict[str, Any]:
     values = data.model_dump(mode="json")
-    if "path" in values:
-        values["path"] = str(Path(values["path"]).absolute())
+    for key in ("path", "root"):
+        if values.get(key) is not None:
+            values[key] = str(Path(values[key]).absolute())
     return values
 
 

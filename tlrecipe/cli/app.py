@@ -180,7 +180,7 @@ def new(data: Path | None, out: Path | None, **options: Any) -> None:
 
 @cli.command(epilog=_example("evaluate runs/flowers/first --data photos"))
 @click.argument("model", type=_FILE)
-@click.option("--data", type=_FILE, help="A folder or zip of images, or a recipe.")
+@click.option("--data", type=_FILE, help="A folder or zip of images, a table, or a recipe.")
 @click.option("-o", "--output", "out", type=_FILE, help="CSV of each image's true and predicted class.")
 @_DEVICE
 @_JSON

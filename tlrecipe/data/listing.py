@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -38,6 +38,26 @@ class Tree:
             bases += sorted(files[folder])
             firsts.append(len(bases))
         return cls(folders, tuple(firsts), tuple(bases))
+
+    @classmethod
+    def of_names(cls, names: Iterable[str]) -> tuple[Tree, Callable[[str], int]]:
+        """From full names, with a function that gives the row of each. A name may come more than once."""
+        files: dict[str, set[str]] = {"": set()}
+        for name in names:
+            folder, _, base = name.rpartition("/")
+            if folder not in files:
+                parts = folder.split("/")
+                for depth in range(1, len(parts) + 1):
+                    files.setdefault("/".join(parts[:depth]), set())
+            files[folder].add(base)
+        tree = cls.of({folder: list(bases) for folder, bases in files.items()})
+
+        def row_of(name: str) -> int:
+            folder, _, base = name.rpartition("/")
+            rows = tree.rows(folder)
+            return bisect_left(tree.bases, base, rows.start, rows.stop)
+
+        return tree, row_of
 
     def name(self, row: int) -> str:
         """The file's path relative to the root, with ``/``."""
@@ -109,6 +129,10 @@ class Split(Sequence[Item]):
         return Split(self.tree, self.rows[keep], self.labels[keep])
 
 
+Arrays = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+"""Rows of one split, ``(N,)``, to their images: ``(N, H, W)`` grey or ``(N, H, W, 3)`` RGB."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What a source brings, before anything is split off or left out."""
@@ -123,6 +147,10 @@ class Found:
     """The key of the recipe that names the source."""
     ignored: Mapping[str, int]
     warnings: tuple[Diagnostic, ...]
+    arrays: Arrays | None = None
+    """Set where the source holds its images decoded, all of one size; then ``read`` is not used."""
+    groups: NDArray[np.int64] | None = None
+    """The group of each row, where the source knows groups: no split may tear one apart."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +166,8 @@ class Listing:
     place: Path
     """The key of the recipe that names the source: where complaints about its files belong."""
     reader: Callable[[Item], bytes] = field(repr=False)
+    arrays: Arrays | None = field(default=None, repr=False)
+    """Set where the source holds its images decoded."""
 
     def read(self, item: Item) -> bytes:
         """The bytes of the image file. Safe to call from several threads. Raises ``OSError``."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlrecipe.data.listing import Item, Listing
+from tlrecipe.data.listing import Arrays, Item, Listing, Split
 from tlrecipe.data.preprocess import BadImage, decode, fit, fit_batch
 from tlrecipe.data.reading import read_bytes, reason_of
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError, capped
@@ -111,6 +112,8 @@ def decode_split(
     Raises ``TlrecipeError``: TLR404 with the files that cannot be used, unless ``on_bad`` is ``"skip"``;
     TLR402 where skipping leaves a class without images; TLR901 where the disk is full.
     """
+    if listing.arrays is not None:
+        return _from_arrays(listing.splits[split], listing.arrays, p, progress, threads, budget, scratch)
     items = listing.splits[split]
     store = _Store(len(items), p, budget, scratch)
     kept: list[Item] = []
@@ -142,6 +145,46 @@ def decode_split(
         fingerprints=np.frombuffer(b"".join(fingerprints), dtype=np.uint8).reshape(-1, 32),
         digest=_digest(images, labels, fitted, threads),
         bad=tuple(bad),
+        fitted=fitted,
+    )
+
+
+def _from_arrays(
+    split: Split,
+    arrays: Arrays,
+    p: Preprocessing,
+    progress: Callable[[int, int], None] | None,
+    threads: int | None,
+    budget: int,
+    scratch: Path | None,
+) -> Pixels:
+    """As :func:`decode_split`, where the source holds its images decoded; a fingerprint is over pixels."""
+    fingerprints = np.empty((len(split), 32), dtype=np.uint8)
+    height, width = arrays(split.rows[:1]).shape[1:3]
+    native = max(height, width) <= p.size
+    rows = _room(len(split), (height, width) if native else (p.size, p.size), budget, scratch)
+
+    def fill(start: int) -> None:
+        images = np.ascontiguousarray(arrays(split.rows[start : start + _BLOCK]))
+        for place, image in enumerate(images, start):
+            fingerprints[place] = np.frombuffer(hashlib.sha256(image).digest(), dtype=np.uint8)
+        pixels = torch.from_numpy(images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2)
+        pixels = pixels.expand(-1, 3, -1, -1)
+        fitted = pixels if native else fit_batch(pixels, p)
+        rows[start : start + len(images)] = fitted.permute(0, 2, 3, 1)
+
+    for start, _ in _in_order(fill, range(0, len(split), _BLOCK), threads):
+        if progress:
+            progress(min(start + _BLOCK, len(split)), len(split))
+    images, labels = rows.permute(0, 3, 1, 2), torch.from_numpy(split.labels)
+    fitted = None if native else Geometry.of(p)
+    return Pixels(
+        images=images,
+        labels=labels,
+        names=tuple(item.name for item in split),
+        fingerprints=fingerprints,
+        digest=_digest(images, labels, fitted, threads),
+        bad=(),
         fitted=fitted,
     )
 
@@ -196,11 +239,14 @@ class _Store:
             self._rows[start : start + len(part)] = part.permute(0, 2, 3, 1)
 
     def _allocate(self, height: int, width: int) -> Tensor:
-        shape = (self._capacity, height, width, 3)
-        size = self._capacity * height * width * 3
-        if size <= self._budget:
-            return torch.empty(shape, dtype=torch.uint8)
-        return _on_disk(shape, size, self._scratch)
+        return _room(self._capacity, (height, width), self._budget, self._scratch)
+
+
+def _room(count: int, sides: tuple[int, int], budget: int, scratch: Path | None) -> Tensor:
+    """Room for ``(count, height, width, 3)`` bytes: in memory within the budget, else on disk."""
+    shape = (count, *sides, 3)
+    size = prod(shape)
+    return torch.empty(shape, dtype=torch.uint8) if size <= budget else _on_disk(shape, size, scratch)
 
 
 def _on_disk(shape: tuple[int, ...], size: int, folder: Path | None) -> Tensor:

@@ -13,27 +13,42 @@ import numpy as np
 
 from tlrecipe.data.archives import scan_zip
 from tlrecipe.data.folders import class_folders, scan_folder
+from tlrecipe.data.huggingface import huggingface_data
 from tlrecipe.data.listing import Found, Item, Listing, Split, Tree
+from tlrecipe.data.manifest import manifest_data
 from tlrecipe.data.reading import read_bytes, reason_of
-from tlrecipe.data.splits import few, hold_out
+from tlrecipe.data.splits import few, hold_out, hold_out_groups
 from tlrecipe.language import diagnostics
 from tlrecipe.language.diagnostics import TlrecipeError, did_you_mean
-from tlrecipe.language.spec import DataSpec, DataTable, FolderData, SampleData
+from tlrecipe.language.spec import (
+    DataSpec,
+    DataTable,
+    FolderData,
+    HuggingFaceData,
+    ManifestData,
+    SampleData,
+    TorchvisionData,
+)
 from tlrecipe.planning.facts import DatasetInfo
 
 
-def list_data(spec: DataSpec, seed: int) -> Listing:
+def list_data(spec: DataSpec, seed: int, *, fetch: bool = True) -> Listing:
     """The classes and splits of a data source, without decoding an image.
 
-    Where the source has no validation split, ``spec.val`` of the training images become one.
+    Where the source has no validation split, ``spec.val`` of the training images become one. ``fetch``
+    false keeps from the network even a source that may use it.
 
     Raises ``TlrecipeError`` with all mistakes found: TLR401 (not there or not readable), TLR402 (no
     usable classes), TLR403 (splits disagree), TLR405 (no validation split possible).
     """
-    found = SOURCES[type(spec)](spec)
+    found = SOURCES[type(spec)](spec, fetch)
     splits = dict(found.splits)
     if "val" not in splits and spec.val > 0:
-        splits["train"], splits["val"] = hold_out(splits["train"], spec.val, seed, found.classes)
+        train, groups = splits["train"], found.groups
+        if groups is None:
+            splits["train"], splits["val"] = hold_out(train, spec.val, seed, found.classes)
+        else:
+            splits["train"], splits["val"] = hold_out_groups(train, groups, spec.val, seed, found.classes)
     if spec.per_class is not None:
         splits["train"] = few(splits["train"], spec.per_class, seed)
     order = [split for split in ("train", "val", "test") if split in splits]
@@ -47,15 +62,16 @@ def list_data(spec: DataSpec, seed: int) -> Listing:
         warnings=found.warnings,
         place=found.place,
         reader=found.read,
+        arrays=found.arrays,
     )
 
 
-def _sample(spec: SampleData) -> Found:
+def _sample(spec: SampleData, _fetch: bool) -> Found:
     archive = files("tlrecipe.data").joinpath("samples", f"{spec.name}.zip")
     return _zip(Path(str(archive)), ("data", "name"))
 
 
-def _folder(spec: FolderData) -> Found:
+def _folder(spec: FolderData, _fetch: bool) -> Found:
     path, place = Path(spec.path), ("data", "path")
     try:
         mode = path.stat().st_mode
@@ -100,8 +116,26 @@ def _found(
     )
 
 
-SOURCES: Mapping[type[DataTable], Callable[[Any], Found]] = {
+def _manifest(spec: ManifestData, _fetch: bool) -> Found:
+    return manifest_data(spec)
+
+
+def _torchvision(spec: TorchvisionData, fetch: bool) -> Found:
+    # Imports torch, which the other sources do without.
+    from tlrecipe.data.torchvision_sets import torchvision_data
+
+    return torchvision_data(spec if fetch else spec.model_copy(update={"download": False}))
+
+
+def _huggingface(spec: HuggingFaceData, fetch: bool) -> Found:
+    return huggingface_data(spec, fetch=fetch)
+
+
+SOURCES: Mapping[type[DataTable], Callable[[Any, bool], Found]] = {
     SampleData: _sample,
     FolderData: _folder,
+    ManifestData: _manifest,
+    TorchvisionData: _torchvision,
+    HuggingFaceData: _huggingface,
 }
-"""How each data source of the grammar is listed."""
+"""How each data source of the grammar is listed; the second argument says whether it may use the network."""

@@ -39,6 +39,48 @@ def hold_out(train: Split, share: float, seed: int, classes: Sequence[str]) -> t
     return train.take(~held), train.take(held)
 
 
+def hold_out_groups(
+    train: Split, groups: NDArray[np.int64], share: float, seed: int, classes: Sequence[str]
+) -> tuple[Split, Split]:
+    """As :func:`hold_out`, with ``groups`` (the group of each row of the source) left whole.
+
+    Groups are gone through in hashed order, and one is held out where this brings the validation split
+    nearer to ``share`` of each class. Raises ``TlrecipeError`` (TLR405) with every class that cannot be in
+    both splits.
+    """
+    _, member = np.unique(groups[train.rows], return_inverse=True)
+    counts = np.zeros((member.max() + 1, len(classes)), dtype=np.int64)
+    np.add.at(counts, (member, train.labels), 1)
+    wanted, left = share * counts.sum(0), counts.sum(0)
+    held, chosen = np.zeros(len(classes)), np.zeros(len(counts), dtype=bool)
+    # A group is called by its first image, so that its place does not depend on the other groups.
+    names = [train[int(first)].name for first in np.unique(member, return_index=True)[1]]
+    order = np.argsort(np.array([randomness.key(seed, "val", name) for name in names], dtype=np.uint64))
+    for lacking in (False, True):
+        for group in order[~chosen[order]]:
+            more = counts[group]
+            if lacking:
+                nearer = bool(((held == 0) & (more > 0)).any())
+            else:
+                nearer = bool(np.sum((wanted - held - more) ** 2) < np.sum((wanted - held) ** 2))
+            if nearer and not ((left - more == 0) & (left > 0)).any():
+                chosen[group] = True
+                held, left = held + more, left - more
+    problems = [
+        Diagnostic(
+            "TLR405",
+            f"class `{name}` cannot be in training and validation without tearing a group apart",
+            ("data", "val"),
+            "add groups that have it, name the splits in the manifest, or set `data.val = 0`",
+        )
+        for name, count in zip(classes, held.tolist(), strict=True)
+        if count == 0
+    ]
+    if problems:
+        raise TlrecipeError(capped(problems))
+    return train.take(~chosen[member]), train.take(chosen[member])
+
+
 def few(train: Split, per_class: int, seed: int) -> Split:
     """At most ``per_class`` images of each class; a smaller subset is part of a larger one."""
     rank, _ = _ranks(train, seed, "per_class")

@@ -154,6 +154,7 @@ CODES: dict[str, str] = {
     "TLR403": "the splits do not agree",
     "TLR404": "an image cannot be used",
     "TLR405": "the validation split is not possible",
+    "TLR406": "a table of images has a mistake",
     # weights and models
     "TLR501": "the weights cannot be found",
     "TLR502": "the weights are not what they should be",

@@ -38,6 +38,7 @@ _FILE_PATHS: tuple[tuple[str, str], ...] = (
     ("data", "path"),
     ("backbone", "weights"),
     ("backbone", "path"),
+    ("data", "root"),
 )
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 

@@ -27,9 +27,11 @@ __all__ = [
     "FolderData",
     "GroupSpec",
     "HeadSpec",
+    "HuggingFaceData",
     "LibraryBackbone",
     "LinearSchedule",
     "LossSpec",
+    "ManifestData",
     "Metric",
     "OneCycleSchedule",
     "OptimizerSpec",
@@ -46,6 +48,7 @@ __all__ = [
     "StopRule",
     "TimmBackbone",
     "TorchvisionBackbone",
+    "TorchvisionData",
 ]
 
 
@@ -93,7 +96,7 @@ class DataTable(Table):
     """Red, green and blue of what transparent pixels lie on."""
     max_pixels: Annotated[int, Field(ge=1, le=10**9)] = Field(default=89_478_485, examples=[50_000_000])
     """Images with more pixels than this are refused before they are decoded."""
-    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, examples=[1.0])
+    crop_pct: Annotated[float, Field(ge=0.1, le=1)] | None = Field(default=None, examples=[1.0])
     """Share of the resized shorter side that the centre crop keeps; 1.0 uses the whole image.
     Default: what the weights were evaluated with."""
 
@@ -116,7 +119,110 @@ class FolderData(DataTable):
     """The folder or the zip file, relative to the recipe's own folder."""
 
 
-DataSpec = Annotated[SampleData | FolderData, Field(discriminator="source")]
+class ManifestData(DataTable):
+    """A table of images and their labels: CSV, JSON lines or parquet. The columns `file_name` and `label`
+    are needed; `split` (train, val, test) and `group` (such as a patient) are used where they are there.
+    A group is never in two splits."""
+
+    source: Literal["manifest"]
+    """Chooses this data source."""
+    path: Annotated[str, Field(min_length=1)] = Field(examples=["labels.csv"])
+    """The table, relative to the recipe's own folder: `.csv`, `.jsonl`, `.ndjson` or `.parquet` (which needs
+    `pip install tlrecipe[parquet]`)."""
+    root: Annotated[str, Field(min_length=1)] | None = Field(default=None, examples=["images"])
+    """The folder that file names start from, relative to the recipe's own folder. Default: the folder
+    of the table."""
+
+
+TorchvisionName = Literal[
+    "Caltech101",
+    "Caltech256",
+    "CIFAR10",
+    "CIFAR100",
+    "CLEVRClassification",
+    "Country211",
+    "DTD",
+    "EMNIST",
+    "EuroSAT",
+    "FashionMNIST",
+    "FER2013",
+    "FGVCAircraft",
+    "Flowers102",
+    "Food101",
+    "GTSRB",
+    "ImageNet",
+    "Imagenette",
+    "INaturalist",
+    "KMNIST",
+    "LFWPeople",
+    "MNIST",
+    "Omniglot",
+    "OxfordIIITPet",
+    "PCAM",
+    "Places365",
+    "QMNIST",
+    "RenderedSST2",
+    "SEMEION",
+    "StanfordCars",
+    "STL10",
+    "SUN397",
+    "SVHN",
+    "USPS",
+]
+
+
+class TorchvisionData(DataTable):
+    """A classification data set of torchvision, in the files that torchvision reads."""
+
+    source: Literal["torchvision"]
+    """Chooses this data source."""
+    name: TorchvisionName = Field(examples=["MNIST", "FashionMNIST"])
+    """The data set, as torchvision calls it."""
+    root: Annotated[str, Field(min_length=1)] = Field(examples=["data"])
+    """torchvision's `root`: the folder below which it keeps the data set's files, relative to the recipe's
+    own folder."""
+    download: bool = Field(default=False, examples=[True])
+    """Let torchvision fetch the files where they are not there. Without it the network is never used."""
+    variant: Annotated[str, Field(min_length=1)] | None = Field(default=None, examples=["letters"])
+    """Which of several variants: `EMNIST`, its split (`balanced`); `QMNIST`, its test images (`test10k`);
+    `FGVCAircraft`, the annotation level (`variant`); `DTD`, the partition (`1`); `Imagenette`, the size
+    (`full`); `INaturalist`, the version (`2021_train`); `Omniglot`, `background` or `evaluation`;
+    `LFWPeople`, the image set (`funneled`); `Places365`, `small` or `large`. In brackets is the default,
+    or it is the first."""
+
+
+class HuggingFaceData(DataTable):
+    """A data set of the `datasets` library, which `pip install tlrecipe[huggingface]` brings: a folder that
+    `save_to_disk` wrote, or a name on the hub."""
+
+    source: Literal["huggingface"]
+    """Chooses this data source."""
+    path: Annotated[str, Field(min_length=1)] | None = Field(default=None, examples=["beans"])
+    """The folder that `save_to_disk` wrote, relative to the recipe's own folder. Give this or `name`."""
+    name: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, examples=["AI-Lab-Makerere/beans"]
+    )
+    """The name on the hub. Files that are not in the cache are fetched, unless `HF_HUB_OFFLINE` is set."""
+    revision: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, examples=["5d3e5f1"]
+    )
+    """Branch, tag or commit of a data set on the hub."""
+    train: Annotated[str, Field(min_length=1)] = Field(default="train", examples=["train"])
+    """The name of the training split."""
+    validation: Annotated[str, Field(min_length=1)] | None = Field(default=None, examples=["validation"])
+    """The name of the validation split. Default: `validation`, `valid` or `val`, where there is one."""
+    test: Annotated[str, Field(min_length=1)] | None = Field(default=None, examples=["test"])
+    """The name of the test split. Default: `test`, where there is one."""
+    image: Annotated[str, Field(min_length=1)] = Field(default="image", examples=["img"])
+    """The column of images."""
+    label: Annotated[str, Field(min_length=1)] = Field(default="label", examples=["labels"])
+    """The column of labels: a class label, a whole number or a text."""
+
+
+DataSpec = Annotated[
+    SampleData | FolderData | ManifestData | TorchvisionData | HuggingFaceData,
+    Field(discriminator="source"),
+]
 
 
 # --------------------------------------------------------------------------- network

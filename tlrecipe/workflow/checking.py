@@ -89,7 +89,7 @@ def plan(recipe: str | Path | Document, overrides: Overrides = (), *, needs_data
     warnings: list[Diagnostic] = []
     listing = table = compiled = None
     try:
-        listing = list_data(said.data, said.seed)
+        listing = list_data(said.data, said.seed, fetch=needs_data)
         warnings += listing.warnings
     except TlrecipeError as error:
         absent = not needs_data and all(d.code == "TLR401" for d in error.diagnostics)

@@ -15,12 +15,14 @@ from tlrecipe.data.listing import Listing
 from tlrecipe.data.pixels import Pixels
 from tlrecipe.data.sources import list_data
 from tlrecipe.language.diagnostics import TlrecipeError
-from tlrecipe.language.spec import DataSpec, FolderData
+from tlrecipe.language.spec import DataSpec, FolderData, ManifestData
 from tlrecipe.language.text import load
 from tlrecipe.training.engine import Emit
 from tlrecipe.training.evaluate import evaluate_pixels
 from tlrecipe.workflow.decoding import DecodedData, left_out
 from tlrecipe.workflow.device import pick_device
+
+_MANIFESTS = (".csv", ".jsonl", ".ndjson", ".parquet")
 
 _EXAMPLES = 5
 
@@ -95,6 +97,8 @@ def _chosen(data: Path) -> tuple[DataSpec, int]:
     if data.suffix == ".toml":
         recipe = load(data).recipe
         return recipe.data, recipe.seed
+    if data.suffix.lower() in _MANIFESTS:
+        return ManifestData(source="manifest", path=str(data), val=0.0), 0
     return FolderData(source="folder", path=str(data), val=0.0), 0
 
 
