@@ -102,13 +102,14 @@ def resume(run_dir: Path, **options: Any) -> None:
 @cli.command(epilog=_example("validate recipe.toml --data"))
 @click.argument("recipes", nargs=-1, required=True, type=_FILE, shell_complete=completion.recipes)
 @_SET
-@click.option("--data", "decode", is_flag=True, help="Open every image as well.")
+@click.option("--data", "decode", is_flag=True, help="Open every image as well, and show the data's card.")
+@click.option("--json", "as_json", is_flag=True, help="Print the cards of --data as one JSON object.")
 @reports
-def validate(recipes: tuple[Path, ...], overrides: tuple[str, ...], decode: bool) -> None:
+def validate(recipes: tuple[Path, ...], overrides: tuple[str, ...], decode: bool, as_json: bool) -> None:
     """Check recipes without training."""
     from tlrecipe.cli.validate import validate
 
-    validate(recipes, overrides, decode=decode)
+    validate(recipes, overrides, decode=decode, as_json=as_json)
 
 
 @cli.command(epilog=_example("explain recipe.toml --memory"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from click.exceptions import Exit
 
 from tlrecipe.cli import console
+from tlrecipe.cli.card import card_lines
 from tlrecipe.cli.progress import progress
 from tlrecipe.cli.render import printable
 from tlrecipe.cli.reporting import errors_as_text, tell
@@ -15,22 +18,33 @@ from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
 from tlrecipe.workflow import checking
 
 
-def validate(recipes: Sequence[Path], overrides: Sequence[str], *, decode: bool) -> None:
-    """Check every recipe, and say one line for each that is right; exit by the first error."""
+def validate(recipes: Sequence[Path], overrides: Sequence[str], *, decode: bool, as_json: bool) -> None:
+    """Check every recipe, and say one line for each that is right; exit by the first error.
+
+    With ``decode``, the card of its data follows; with ``as_json`` the cards are all that is printed.
+    """
+    cards: dict[str, Any] = {}
     reported: list[Diagnostic] = []
     exit_code = 0
     for path in recipes:
         try:
             checked = checking.plan(path, overrides, needs_data=decode)
             reported += checked.warnings
+            card = None
             if decode:
                 with progress(plain=False) as show:
-                    reported += checking.opened(checked, show)
-            if errors_as_text():
+                    card, warnings = checking.opened(checked, show)
+                cards[str(path)] = card.as_dict()
+                reported += warnings
+            if errors_as_text() and not as_json:
                 console.out(f"{printable(str(path))}: ok, {_summary(checked)}")
+                for line in card_lines(card) if card else ():
+                    console.out(line)
         except TlrecipeError as error:
             reported += error.diagnostics
             exit_code = exit_code or error.exit_code
+    if as_json:
+        console.out(json.dumps(cards, indent=2))
     tell(reported)
     raise Exit(exit_code)
 

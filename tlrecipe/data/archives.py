@@ -36,6 +36,11 @@ class Archive:
             dtype=np.int64,
         ).reshape(-1, 5)
 
+    def stamp(self, row: int) -> int:
+        """A number that changes with a member: its length and checksum as the archive lists them."""
+        _, _, length, checksum, _ = self._members[row].tolist()
+        return int(length << 32 | checksum)
+
     def read(self, row: int) -> bytes:
         """The unpacked bytes of a member. Raises ``OSError`` if they are not what the archive lists."""
         offset, packed, length, checksum, method = self._members[row].tolist()

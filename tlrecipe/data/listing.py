@@ -149,6 +149,9 @@ class Found:
     warnings: tuple[Diagnostic, ...]
     arrays: Arrays | None = None
     """Set where the source holds its images decoded, all of one size; then ``read`` is not used."""
+    stamp: Callable[[Item], int] | None = None
+    """A number for each file that changes with it, found without reading it; 0 where nothing is known.
+    None where the source keeps no files that could be remembered."""
     groups: NDArray[np.int64] | None = None
     """The group of each row, where the source knows groups: no split may tear one apart."""
 
@@ -168,6 +171,8 @@ class Listing:
     reader: Callable[[Item], bytes] = field(repr=False)
     arrays: Arrays | None = field(default=None, repr=False)
     """Set where the source holds its images decoded."""
+    stamp: Callable[[Item], int] | None = field(default=None, repr=False)
+    """See :attr:`Found.stamp`."""
 
     def read(self, item: Item) -> bytes:
         """The bytes of the image file. Safe to call from several threads. Raises ``OSError``."""

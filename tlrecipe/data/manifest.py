@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tlrecipe.data.folders import SPLIT_FOLDERS
 from tlrecipe.data.labelled import labelled
 from tlrecipe.data.listing import Found, Tree
-from tlrecipe.data.reading import read_bytes, reason_of
+from tlrecipe.data.reading import file_stamp, read_bytes, reason_of
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError, capped, did_you_mean
 from tlrecipe.language.spec import ManifestData
 
@@ -104,6 +104,7 @@ class _Table:
             place=_PLACE,
             ignored={},
             warnings=meaning.warnings,
+            stamp=lambda item: file_stamp(root / item.name),
             groups=self._group_of_row(places),
         )
 

@@ -8,19 +8,22 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tlrecipe.data.listing import Arrays, Item, Listing, Split
-from tlrecipe.data.preprocess import BadImage, decode, fit, fit_batch
+from tlrecipe.data.preprocess import BadImage, Facts, decode_with_facts, fit, fit_batch
 from tlrecipe.data.reading import read_bytes, reason_of
+from tlrecipe.data.shelf import Kept, Shelf, opened, shelf_key
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError, capped
 from tlrecipe.planning.facts import Preprocessing
 
@@ -64,6 +67,10 @@ class Pixels:
     """Name and reason of each file that was left out."""
     fitted: Geometry | None
     """What the images were fitted to, or None where they have their own size."""
+    facts: tuple[Facts, ...] = ()
+    """What each file is; each different one is one object. Empty where the source holds no files."""
+    changed: tuple[str, ...] = ()
+    """Names of the files whose bytes are not those that an earlier run decoded."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,10 +93,13 @@ class Pixels:
 # --------------------------------------------------------------------------- a split of a data set
 
 
-class _Decoded(NamedTuple):
-    image: Tensor
-    fitted: bool
-    fingerprint: bytes
+class _Loaded(NamedTuple):
+    kept: Kept
+    stamp: int = 0
+    row: Any = None
+    """What the shelf knew of the same bytes."""
+    news: Literal["none", "touched", "new", "changed"] = "new"
+    """How the file stands to what the shelf knew."""
 
 
 def decode_split(
@@ -102,8 +112,12 @@ def decode_split(
     threads: int | None = None,
     budget: int = MEMORY_BUDGET,
     scratch: Path | None = None,
+    shelves: Path | None = None,
 ) -> Pixels:
     """Reads and decodes all images of ``split``, on several threads.
+
+    With a folder ``shelves`` images are kept there for later runs, and those that are there already are not
+    decoded again unless their files have changed.
 
     ``progress`` is called with the images done and their number. More than ``budget`` bytes of pixels go
     to a memory-mapped file in the folder ``scratch`` (default: the system's temporary folder); it has no
@@ -120,18 +134,30 @@ def decode_split(
     fingerprints: list[bytes] = []
     bad: list[tuple[str, str]] = []
 
-    def load(item: Item) -> _Decoded | BadImage:
-        return _load(lambda: listing.read(item), p, keep_size=store.native)
+    facts: list[Facts] = []
+    changed: list[str] = []
+    known: dict[Facts, Facts] = {}
 
-    for done, (item, result) in enumerate(_in_order(load, items, threads), start=1):
-        if isinstance(result, BadImage):
-            bad.append((item.name, result.reason))
-        else:
-            store.add(result)
-            kept.append(item)
-            fingerprints.append(result.fingerprint)
-        if progress:
-            progress(done, len(items))
+    with _shelf(listing, p, shelves) as shelf:
+        # A shelf keeps small images at their own size whatever else the split holds: what is stored must not
+        # depend on what an earlier run saw.
+        def load(item: Item) -> _Loaded | BadImage:
+            return _load(listing, item, p, shelf, keep_size=store.native or shelf is not None)
+
+        for done, (item, result) in enumerate(_in_order(load, items, threads), start=1):
+            if isinstance(result, BadImage):
+                bad.append((item.name, result.reason))
+            else:
+                store.add(result.kept)
+                kept.append(item)
+                fingerprints.append(result.kept.fingerprint)
+                facts.append(known.setdefault(result.kept.facts, result.kept.facts))
+                if result.news == "changed":
+                    changed.append(item.name)
+                if shelf is not None and result.news != "none":
+                    shelf.add(item.name, result.stamp, result.kept, result.row)
+            if progress:
+                progress(done, len(items))
     if bad and on_bad == "error":
         raise TlrecipeError(_bad_files(bad, listing))
     _refuse_lost_classes(listing, split, kept)
@@ -146,6 +172,8 @@ def decode_split(
         digest=_digest(images, labels, fitted, threads),
         bad=tuple(bad),
         fitted=fitted,
+        facts=tuple(facts),
+        changed=tuple(changed),
     )
 
 
@@ -189,18 +217,57 @@ def _from_arrays(
     )
 
 
-def _load(read: Callable[[], bytes], p: Preprocessing, *, keep_size: bool) -> _Decoded | BadImage:
-    """An image as decoded if it may keep its size and is not larger than the network's, else fitted."""
+@contextmanager
+def _shelf(listing: Listing, p: Preprocessing, folder: Path | None) -> Iterator[Shelf | None]:
+    if folder is None or listing.stamp is None:
+        yield None
+        return
+    key = shelf_key(
+        origin=os.path.realpath(listing.info.origin),
+        geometry=Geometry.of(p),
+        background=p.background,
+        max_pixels=p.max_pixels,
+        versions=(PIL.__version__, torch.__version__),
+    )
+    with opened(folder, key) as shelf:
+        yield shelf
+
+
+def _load(
+    listing: Listing, item: Item, p: Preprocessing, shelf: Shelf | None, *, keep_size: bool
+) -> _Loaded | BadImage:
+    """An image from the shelf where its file is as it was, else decoded."""
+    # Before the file is read: what is written later must be noticed by the next run.
+    stamp = listing.stamp(item) if listing.stamp and shelf else 0
+    row = shelf.find(item.name) if shelf else None
+    if shelf and row is not None and stamp and stamp == int(row["stamp"]) and (found := shelf.take(row)):
+        return _Loaded(found, stamp, row, "none")
     try:
-        data = read()
-        image = decode(data, p)
-    except BadImage as bad:
-        return bad
+        data = listing.read(item)
     except (OSError, MemoryError) as error:
         return BadImage(f"cannot be read: {reason_of(error)}")
-    small = max(image.shape[1:]) <= p.size
-    fitted = not (keep_size and small)
-    return _Decoded(fit(image, p) if fitted else image, fitted, hashlib.sha256(data).digest())
+    fingerprint = hashlib.sha256(data).digest()
+    if shelf and row is not None and row["digest"].tobytes() == fingerprint:
+        found = shelf.take(row)
+        if found is not None:
+            return _Loaded(found, stamp, row, "touched")
+        row = None
+    decoded = _decoded(data, fingerprint, p, keep_size=keep_size)
+    if isinstance(decoded, BadImage):
+        return decoded
+    return _Loaded(decoded, stamp, None, "new" if row is None else "changed")
+
+
+def _decoded(data: bytes, fingerprint: bytes, p: Preprocessing, *, keep_size: bool) -> Kept | BadImage:
+    """An image as decoded if it may keep its size and is not larger than the network's, else fitted."""
+    try:
+        image, facts = decode_with_facts(data, p)
+    except BadImage as bad:
+        return bad
+    except MemoryError as error:
+        return BadImage(f"cannot be read: {reason_of(error)}")
+    fitted = not (keep_size and max(image.shape[1:]) <= p.size)
+    return Kept(fit(image, p) if fitted else image, fitted, fingerprint, facts)
 
 
 class _Store:
@@ -215,7 +282,7 @@ class _Store:
         self._count = 0
         self._rows = torch.empty((0, 0, 0, 3), dtype=torch.uint8)
 
-    def add(self, decoded: _Decoded) -> None:
+    def add(self, decoded: Kept) -> None:
         image = decoded.image.permute(1, 2, 0)
         if self._count == 0:
             self.native = not decoded.fitted
@@ -309,7 +376,11 @@ def decode_files(
     """Each path in the order given, with its image as uint8 ``(3, size, size)`` or why there is none."""
 
     def load(path: Path) -> Tensor | BadImage:
-        result = _load(lambda: read_bytes(path), p, keep_size=False)
+        try:
+            data = read_bytes(path)
+        except (OSError, MemoryError) as error:
+            return BadImage(f"cannot be read: {reason_of(error)}")
+        result = _decoded(data, b"", p, keep_size=False)
         return result if isinstance(result, BadImage) else result.image
 
     yield from _in_order(load, paths, threads)

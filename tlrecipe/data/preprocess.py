@@ -76,7 +76,27 @@ _HUGE_PIXELS = 1 << 24
 _HUGE_TURN = threading.Lock()
 
 
+TRAITS = ("grey", "palette", "16-bit", "CMYK", "transparent", "turned by EXIF", "decoded at a lower size")
+"""What can be said of an image file beside its format and size; a bit each in :attr:`Facts.traits`."""
+
+
+class Facts(NamedTuple):
+    """What an image file is, before it becomes RGB of 8 bits."""
+
+    format: str
+    height: int
+    """Rows in the file, before it is turned upright."""
+    width: int
+    traits: int
+    """A bit for each of :data:`TRAITS`."""
+
+
 def decode(data: bytes, p: Preprocessing) -> Tensor:
+    """The pixels of an image file: what :func:`decode_with_facts` gives, without the facts."""
+    return decode_with_facts(data, p)[0]
+
+
+def decode_with_facts(data: bytes, p: Preprocessing) -> tuple[Tensor, Facts]:
     """The pixels of an image file as uint8 ``(3, H, W)``, upright, RGB, in channels-last memory.
 
     Formats are recognised by content. The first frame of an animation counts. EXIF orientation is
@@ -98,6 +118,7 @@ def decode(data: bytes, p: Preprocessing) -> Tensor:
             # Twice the size that is needed leaves the quality to the resize that follows.
             image.draft(None, (2 * _shorter_side(p), 2 * _shorter_side(p)))
             image.load()
+            facts = Facts(name, height, width, _traits(image, smaller=image.size != (width, height)))
             if name == "PNG" and _has_odd_transparent_colour(image, data):
                 raise BadImage("a transparent colour in other than 8 bits a sample")
             turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
@@ -108,7 +129,20 @@ def decode(data: bytes, p: Preprocessing) -> Tensor:
         raise
     except Exception as error:  # decoders of hostile bytes raise whatever they like
         raise BadImage(f"not a sound {name} file: {reason_of(error)}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(pixels).permute(2, 0, 1), facts
+
+
+def _traits(image: ImageFile.ImageFile, *, smaller: bool) -> int:
+    found = (
+        image.mode in ("1", "L", "LA") or image.mode.startswith("I"),
+        image.mode in ("P", "PA"),
+        image.mode.startswith("I"),
+        image.mode == "CMYK",
+        image.has_transparency_data,
+        image.getexif().get(_EXIF_ORIENTATION, 1) in _UPRIGHT,
+        smaller,
+    )
+    return sum(1 << place for place, there in enumerate(found) if there)
 
 
 def _format_of(data: bytes) -> tuple[str, _Opener]:

@@ -16,7 +16,7 @@ from tlrecipe.data.folders import class_folders, scan_folder
 from tlrecipe.data.huggingface import huggingface_data
 from tlrecipe.data.listing import Found, Item, Listing, Split, Tree
 from tlrecipe.data.manifest import manifest_data
-from tlrecipe.data.reading import read_bytes, reason_of
+from tlrecipe.data.reading import file_stamp, read_bytes, reason_of
 from tlrecipe.data.splits import few, hold_out, hold_out_groups
 from tlrecipe.language import diagnostics
 from tlrecipe.language.diagnostics import TlrecipeError, did_you_mean
@@ -63,6 +63,7 @@ def list_data(spec: DataSpec, seed: int, *, fetch: bool = True) -> Listing:
         place=found.place,
         reader=found.read,
         arrays=found.arrays,
+        stamp=found.stamp,
     )
 
 
@@ -85,7 +86,14 @@ def _folder(spec: FolderData, _fetch: bool) -> Found:
         return _zip(path, place)
     if stat.S_ISDIR(mode):
         tree, ignored = scan_folder(path, place)
-        return _found(tree, ignored, lambda item: read_bytes(path / item.name), path, place)
+        return _found(
+            tree,
+            ignored,
+            lambda item: read_bytes(path / item.name),
+            lambda item: file_stamp(path / item.name),
+            path,
+            place,
+        )
     raise TlrecipeError.of("TLR401", f"`{path}` is neither a folder nor a file", path=place)
 
 
@@ -98,11 +106,18 @@ def _neighbour(path: Path) -> str | None:
 
 def _zip(path: Path, place: diagnostics.Path) -> Found:
     tree, archive, ignored = scan_zip(path, place)
-    return _found(tree, ignored, lambda item: archive.read(item.row), path, place)
+    return _found(
+        tree, ignored, lambda item: archive.read(item.row), lambda item: archive.stamp(item.row), path, place
+    )
 
 
 def _found(
-    tree: Tree, ignored: Counter[str], read: Callable[[Item], bytes], path: Path, place: diagnostics.Path
+    tree: Tree,
+    ignored: Counter[str],
+    read: Callable[[Item], bytes],
+    stamp: Callable[[Item], int],
+    path: Path,
+    place: diagnostics.Path,
 ) -> Found:
     meaning = class_folders(tree, str(path), place)
     return Found(
@@ -113,6 +128,7 @@ def _found(
         place=place,
         ignored=ignored + Counter(meaning.ignored),
         warnings=meaning.warnings,
+        stamp=stamp,
     )
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tlrecipe.data.labelled import labelled
 from tlrecipe.data.listing import Found, Item, Tree
-from tlrecipe.data.reading import read_bytes, reason_of
+from tlrecipe.data.reading import file_stamp, read_bytes, reason_of
 from tlrecipe.language.diagnostics import TlrecipeError, did_you_mean
 from tlrecipe.language.spec import TorchvisionData, TorchvisionName
 
@@ -286,11 +286,15 @@ def torchvision_data(spec: TorchvisionData) -> Found:
         names = [str(label).zfill(len(str(top))) for label in range(top + 1)]
     root = Path(spec.root)
     if isinstance(next(iter(samples.values())).images, list):
-        tree, rows, read = _of_files(root, samples)
-        arrays = None
+        tree, rows, path_of = _of_files(root, samples)
+        read, stamp, arrays = (
+            (lambda item: read_bytes(path_of(item))),
+            (lambda item: file_stamp(path_of(item))),
+            None,
+        )
     else:
         tree, rows, arrays = _of_arrays(samples)
-        read = _no_file
+        read, stamp = _no_file, None
     labels = {split: found.labels for split, found in samples.items()}
     meaning = labelled(tree, rows, labels, names, spec.name, ("data", "name"))
     return Found(
@@ -302,6 +306,7 @@ def torchvision_data(spec: TorchvisionData) -> Found:
         ignored={},
         warnings=meaning.warnings,
         arrays=arrays,
+        stamp=stamp,
     )
 
 
@@ -365,12 +370,12 @@ def _no_file(item: Item) -> bytes:
 
 def _of_files(
     root: Path, samples: Mapping[str, _Samples]
-) -> tuple[Tree, Mapping[str, NDArray[np.int64]], Callable[[Item], bytes]]:
+) -> tuple[Tree, Mapping[str, NDArray[np.int64]], Callable[[Item], str]]:
     base = os.path.expanduser(root)  # noqa: PTH111 (as torchvision does)
     names = {split: [_below(path, base) for path in found.images] for split, found in samples.items()}
     tree, row_of = Tree.of_names(name for inside in names.values() for name in inside)
     rows = {split: np.array([row_of(name) for name in inside], np.int64) for split, inside in names.items()}
-    return tree, rows, lambda item: read_bytes(f"{base}/{item.name}")
+    return tree, rows, lambda item: f"{base}/{item.name}"
 
 
 def _below(path: str, root: str) -> str:

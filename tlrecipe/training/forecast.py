@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,10 +72,13 @@ def decoded_bytes(listing: Listing, p: Preprocessing) -> int:
 def _decoded_size(listing: Listing, item: Item, p: Preprocessing) -> int:
     fitted = 3 * p.size**2
     try:
-        own = decode(listing.read(item), p)
+        if listing.arrays is not None:
+            height, width = listing.arrays(np.array([item.row])).shape[1:3]
+        else:
+            height, width = decode(listing.read(item), p).shape[1:]
     except (BadImage, OSError):
         return fitted
-    return own.nbytes if max(own.shape[1:]) <= p.size else fitted
+    return 3 * height * width if max(height, width) <= p.size else fitted
 
 
 # Tensors of a parameter's size that an optimizer keeps for it.

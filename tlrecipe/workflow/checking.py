@@ -14,6 +14,7 @@ from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError, capped
 from tlrecipe.language.text import Document, Overrides, load
 
 if TYPE_CHECKING:
+    from tlrecipe.data.card import DataCard
     from tlrecipe.data.listing import Listing
     from tlrecipe.planning.explain import PrefixFacts
     from tlrecipe.planning.facts import ParamTable
@@ -127,22 +128,27 @@ def validate(
     """
     try:
         checked = plan(recipe, overrides, needs_data=decode)
-        return (*checked.warnings, *(opened(checked) if decode else ()))
+        return (*checked.warnings, *(opened(checked)[1] if decode else ()))
     except TlrecipeError as error:
         return error.diagnostics
 
 
-def opened(checked: Checked, emit: Emit = lambda kind, /, **fields: None) -> tuple[Diagnostic, ...]:
-    """Open every image, and give a warning for each file that the recipe says to skip.
+def opened(
+    checked: Checked, emit: Emit = lambda kind, /, **fields: None
+) -> tuple[DataCard, tuple[Diagnostic, ...]]:
+    """Open every image; give the data's card, and warnings: for each file that the recipe says to skip, for
+    images in two splits, and for files that have changed.
 
     Raises TLR402 and TLR404 with the mistakes of all splits.
     """
+    from tlrecipe.data.card import data_card, findings
     from tlrecipe.workflow.decoding import DecodedData, left_out
 
     listing = checked.listing
     assert listing is not None
     errors: list[Diagnostic] = []
     warnings: list[Diagnostic] = []
+    decoded = {}
     data = DecodedData(listing, checked.document.recipe.data.on_bad, emit)
     for split in listing.splits:
         try:
@@ -151,10 +157,13 @@ def opened(checked: Checked, emit: Emit = lambda kind, /, **fields: None) -> tup
             errors += error.diagnostics
         else:
             assert pixels is not None
+            decoded[split] = pixels
             warnings += left_out(pixels, listing)
     if errors:
         raise TlrecipeError(checked.document.locate(errors))
-    return checked.document.locate(capped(warnings)) if warnings else ()
+    card = data_card(listing, decoded)
+    warnings = [*(capped(warnings) if warnings else ()), *findings(card, listing)]
+    return card, checked.document.locate(warnings)
 
 
 def _document(recipe: str | Path | Document, overrides: Overrides) -> Document:

@@ -48,6 +48,7 @@ class DecodedData:
             on_bad=self._on_bad,
             progress=lambda done, total: self._emit("data", split=split, done=done, total=total),
             scratch=files.cache_dir() / "pixels",
+            shelves=files.cache_dir() / "pixels",
         )
         self._kept[split] = decoded
         self.seconds += time.perf_counter() - started

@@ -22,7 +22,7 @@ from tlrecipe.artifacts.predictions import write_evaluated
 from tlrecipe.artifacts.rundir import RunDirectory, refuse_used
 from tlrecipe.artifacts.runs import Run
 from tlrecipe.artifacts.tracking import Tracking, tracker
-from tlrecipe.data.pixels import duplicates
+from tlrecipe.data.card import data_card, findings
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.text import Document, Overrides
 from tlrecipe.models.backbones import Backbone, build
@@ -236,7 +236,7 @@ def _trained(
         checkpoint.save(directory.checkpoints, point.tensors, point.values, facts)
 
     data = DecodedData(listing, recipe.data.on_bad, emit)
-    digests = _open_data(checked, data, emit)
+    digests = _open_data(checked, data, directory, emit)
     facts = run_facts(checked, digests, device)
     if resume is not None:
         refuse_other_run(resume.run, facts)
@@ -328,10 +328,12 @@ def refuse_other_run(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None
             )
 
 
-def _open_data(checked: Checked, data: DecodedData, emit: Emit) -> dict[str, str]:
+def _open_data(
+    checked: Checked, data: DecodedData, directory: RunDirectory, emit: Emit
+) -> dict[str, str]:
     """Decode every split before training starts, so that a bad file is not found hours later.
 
-    Gives the digest of each split's pixels.
+    Writes the card of the data; gives the digest of each split's pixels.
     """
     plan, listing = checked.plan, checked.listing
     assert listing is not None
@@ -343,13 +345,10 @@ def _open_data(checked: Checked, data: DecodedData, emit: Emit) -> dict[str, str
         decoded[split] = pixels
         for skipped in left_out(pixels, listing):
             emit("warning", message=skipped.message)
-    for split in ("val", "test"):
-        if split in decoded and (pairs := duplicates(decoded["train"], decoded[split])):
-            first, second = pairs[0]
-            emit(
-                "warning",
-                message=f"{len(pairs)} files of {split} are in train too, such as {second} and {first}",
-            )
+    card = data_card(listing, decoded)
+    directory.write_json("data.json", card.as_dict())
+    for warning in findings(card, listing):
+        emit("warning", message=warning.message)
     return {split: pixels.digest for split, pixels in decoded.items()}
 
 
