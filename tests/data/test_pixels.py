@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import encoded, folder_spec, noise, pets, plant
+from PIL import Image
 
 from tlrecipe.data.pixels import decode_files, decode_split, duplicates
 from tlrecipe.data.preprocess import BadImage, decode, fit
@@ -329,3 +330,52 @@ def test_prediction_runs_ahead_by_a_bounded_number_of_files(tmp_path, monkeypatc
 
 def test_no_paths_give_no_results():
     assert list(decode_files([], P)) == []
+
+
+# --------------------------------------------------------------------------- training and prediction
+
+
+def odd_images():
+    """A file for each rule by which an image becomes 8-bit RGB, large enough to be resized."""
+    picture = Image.fromarray(noise(3, 60, 44))
+    exif = Image.Exif()
+    exif[274] = 6
+    palette = picture.quantize(16)
+    alpha = picture.copy()
+    alpha.putalpha(Image.fromarray(noise(4, 60, 44)[..., 0]))
+    deep = Image.fromarray((np.arange(60 * 44, dtype=np.uint16) * 24).reshape(60, 44))
+    return {
+        "colour": encoded(picture),
+        "grey": encoded(picture.convert("L")),
+        "grey with transparency": encoded(alpha.convert("LA")),
+        "one bit": encoded(picture.convert("1")),
+        "palette": encoded(palette),
+        "palette with transparency": encoded(palette, transparency=3),
+        "transparent": encoded(alpha),
+        "16 bits": encoded(deep),
+        "16 bits in TIFF": encoded(deep, "TIFF"),
+        "CMYK": encoded(picture.convert("CMYK"), "JPEG"),
+        "CMYK in TIFF": encoded(picture.convert("CMYK"), "TIFF"),
+        "turned": encoded(picture, "JPEG", exif=exif),
+        "large and turned": encoded(Image.fromarray(noise(5, 300, 400)), "JPEG", exif=exif),
+        "larger by far": encoded(Image.fromarray(noise(6, 900, 700)), "JPEG"),
+        "animation": encoded(picture, "GIF", save_all=True, append_images=[picture.rotate(90)]),
+    }
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["decoded", "from an earlier run"])
+def test_e09_prediction_sees_the_pixels_of_training_to_the_bit(tmp_path, again):
+    odd = odd_images()
+    root = plant(
+        tmp_path / "pets", {f"{name}/{kind}": data for kind, data in odd.items() for name in ("a", "b")}
+    )
+    p = Preprocessing(size=16, crop_pct=0.8, background=(10, 200, 30))
+    shelves = tmp_path / "shelves"
+    trained = stored(root, p, shelves=shelves)
+    if again:
+        trained = stored(root, p, shelves=shelves)
+    predicted = dict(decode_files([root / name for name in trained.names], p))
+    seen = trained.batch(torch.arange(len(trained)), p)
+    assert len(trained) == 2 * len(odd)
+    for name, image in zip(trained.names, seen, strict=True):
+        assert torch.equal(image, predicted[root / name]), name
