@@ -328,9 +328,7 @@ def refuse_other_run(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None
             )
 
 
-def _open_data(
-    checked: Checked, data: DecodedData, directory: RunDirectory, emit: Emit
-) -> dict[str, str]:
+def _open_data(checked: Checked, data: DecodedData, directory: RunDirectory, emit: Emit) -> dict[str, str]:
     """Decode every split before training starts, so that a bad file is not found hours later.
 
     Writes the card of the data; gives the digest of each split's pixels.
