@@ -54,9 +54,9 @@ def list_data(spec: DataSpec, seed: int, *, fetch: bool = True) -> Listing:
     order = [split for split in ("train", "val", "test") if split in splits]
     ordered: dict[str, Split] = {split: splits[split] for split in order}
     counts = {split: len(images) for split, images in ordered.items()}
-    train = np.bincount(ordered["train"].labels, minlength=len(found.classes))
+    per_class = np.bincount(ordered["train"].labels, minlength=len(found.classes))
     return Listing(
-        info=DatasetInfo(found.classes, counts, found.origin, tuple(train.tolist())),
+        info=DatasetInfo(found.classes, counts, found.origin, tuple(per_class.tolist())),
         splits=ordered,
         ignored=found.ignored,
         warnings=found.warnings,
