@@ -143,7 +143,7 @@ def test_the_same_file_in_two_splits_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(RECIPE.replace("epochs = 2", "steps = 1"))
     result = invoke("run", tmp_path / "tiny.toml", "--run-dir", tmp_path / "run", "--set", "data.val=0")
     assert result.exit_code == 0, result.stderr
-    assert "warning: 1 files of test are in train too" in result.stderr
+    assert "warning: 1 file of test also in train" in result.stderr
     assert "same.png" in (tmp_path / "run" / "log.jsonl").read_text()
 
 

@@ -97,8 +97,8 @@ def test_images_in_two_splits_are_found_by_content(card, listing):
         ("test", "val", 1, (("val/dog/9.png", "test/cat/9.png"),)),
     ]
     assert [warning.message for warning in findings(card, listing)] == [
-        "1 file of val are in train too, such as val/cat/again.png and train/cat/1.png",
-        "1 file of test are in val too, such as test/cat/9.png and val/dog/9.png",
+        "1 file of val also in train, such as val/cat/again.png and train/cat/1.png",
+        "1 file of test also in val, such as test/cat/9.png and val/dog/9.png",
     ]
 
 

@@ -123,7 +123,7 @@ def findings(card: DataCard, listing: Listing) -> list[Diagnostic]:
     for twice in card.duplicates:
         first, second = twice.examples[0]
         shown = f"such as {second} and {first}" if second != first else f"such as {first}"
-        message = f"{_files(twice.count)} of {twice.split} are in {twice.also_in} too, {shown}"
+        message = f"{_files(twice.count)} of {twice.split} also in {twice.also_in}, {shown}"
         cure = "what is measured on them says too much: take them out of one of the two"
         found.append(Diagnostic("TLR403", message, listing.place, cure, severity="warning"))
     for split, part in card.splits.items():
