@@ -30,11 +30,12 @@ def result_of(finished: Finished) -> dict[str, object]:
 
 def test_a_run_says_what_it_reached_where_it_is_and_what_comes_next(finished: Finished) -> None:
     assert finished.printed.exit_code == 0, finished.printed.stderr
-    accuracy, directory, following = finished.printed.stdout.splitlines()
+    accuracy, directory, report, following = finished.printed.stdout.splitlines()
     assert accuracy.startswith("test accuracy ")
     assert "95 % interval" in accuracy
     assert accuracy.endswith(", 12 images)")
     assert directory == f"run directory: {finished.directory}"
+    assert report == f"report: {finished.directory / 'report.html'}"
     assert following.startswith(f"next: tlrecipe predict {finished.directory}")
     assert "epoch   2" in finished.printed.stderr
 
@@ -43,8 +44,8 @@ def test_the_run_directory_has_its_files(finished: Finished) -> None:
     names = {path.name for path in finished.directory.iterdir()}
     assert names == {
         *("recipe.toml", "recipe.resolved.toml", "plan.json", "environment.json", "log.jsonl"),
-        *("metrics.jsonl", "checkpoints", "model", "result.json", "data.json"),
-        *("evaluation.json", "predictions.csv"),
+        *("metrics.jsonl", "checkpoints", "model", "result.json", "evaluation.json", "predictions.csv"),
+        *("plots", "report.html", "data.json"),
     }
 
 

@@ -116,16 +116,17 @@ def validate(recipes: tuple[Path, ...], overrides: tuple[str, ...], decode: bool
 @click.argument("recipe", metavar="RECIPE|CODE", shell_complete=completion.recipes_or_codes)
 @_SET
 @click.option("--memory", is_flag=True, help="Predict the peak memory of each phase too.")
+@click.option("--plot", type=_FILE, help="Draw rates and frozen groups over all steps: a .svg or .png file.")
 @_JSON
 @reports
-def explain(recipe: str, overrides: tuple[str, ...], memory: bool, as_json: bool) -> None:
+def explain(recipe: str, overrides: tuple[str, ...], memory: bool, plot: Path | None, as_json: bool) -> None:
     """Show what a recipe does in each phase, or what an error code means."""
     from tlrecipe.cli.explain import explain_code, explain_recipe, is_code
 
     if is_code(recipe):
         explain_code(recipe, as_json=as_json)
     else:
-        explain_recipe(Path(recipe), overrides, memory=memory, as_json=as_json)
+        explain_recipe(Path(recipe), overrides, memory=memory, plot=plot, as_json=as_json)
 
 
 @cli.command(epilog=_example("params recipe.toml layer4 @norm"))
@@ -216,6 +217,35 @@ def predict(model: Path, images: tuple[Path, ...], out: Path | None, **options: 
     from tlrecipe.cli.predict import predict
 
     predict(model, images, out, **options)
+
+
+@cli.command(epilog=_example("report runs/flowers/first"))
+@click.argument("run_dir", type=_FILE)
+@click.option("-o", "--output", "out", type=_FILE, help="Where to write; by default report.html in RUN_DIR.")
+@reports
+def report(run_dir: Path, out: Path | None) -> None:
+    """Write the report of a run: one HTML file that needs nothing else.
+
+    `run` and `resume` write it already; this makes it again, from the run directory alone.
+    """
+    from tlrecipe.cli.report import report
+
+    report(run_dir, out)
+
+
+@cli.command(epilog=_example("compare runs/flowers/first runs/flowers/first -o compare.html"))
+@click.argument("run_dirs", nargs=-1, required=True, type=_FILE, metavar="RUN_DIR...")
+@click.option("-o", "--output", "out", type=_FILE, help="Write a page too: one HTML file.")
+@_JSON
+@reports
+def compare(run_dirs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Show runs side by side: what they reached, and what differs in their recipes.
+
+    Where runs were measured on the same images, the others are compared with the first image by image.
+    """
+    from tlrecipe.cli.compare import compare
+
+    compare(run_dirs, out, as_json=as_json)
 
 
 @cli.command("list", epilog=_example("list backbones efficientnet"))

@@ -7,15 +7,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from tlrecipe import files
 from tlrecipe.cli import console
 from tlrecipe.cli.render import printable
 from tlrecipe.cli.reporting import warn
 from tlrecipe.language.diagnostics import CODES, Diagnostic, did_you_mean
 from tlrecipe.language.explanations import EXPLANATIONS, explain
 from tlrecipe.workflow import checking
+
+if TYPE_CHECKING:
+    from tlrecipe.planning.plan import Plan
+
+_PLOTS = (".svg", ".png")
+_PLOT_WIDTH = 860.0
 
 
 def is_code(text: str) -> bool:
@@ -36,9 +44,15 @@ def explain_code(text: str, *, as_json: bool) -> None:
         console.out(explain(code))
 
 
-def explain_recipe(path: Path, overrides: Sequence[str], *, memory: bool, as_json: bool) -> None:
-    """Print the plan of a recipe."""
+def explain_recipe(
+    path: Path, overrides: Sequence[str], *, memory: bool, plot: Path | None, as_json: bool
+) -> None:
+    """Print the plan of a recipe, and draw it to the file ``plot``."""
+    if plot is not None and plot.suffix.lower() not in _PLOTS:
+        raise click.UsageError(f"--plot writes {' or '.join(_PLOTS)}, by the ending of the file: `{plot}`")
     checked = checking.plan(path, overrides)
+    if plot is not None:
+        _draw(checked.plan, plot)
     if as_json:
         console.out(json.dumps(checked.explain(memory=memory), indent=2))
     else:
@@ -49,3 +63,13 @@ def explain_recipe(path: Path, overrides: Sequence[str], *, memory: bool, as_jso
         text = explain_text(checked.explain(memory=memory), title)
         console.out("\n".join(printable(line) for line in text.rstrip("\n").split("\n")))
     warn(checked.warnings)
+
+
+def _draw(plan: Plan, path: Path) -> None:
+    from tlrecipe.artifacts.report.page import rates_figure
+    from tlrecipe.artifacts.report.record import planned
+
+    figure = rates_figure(planned(plan.as_dict()), _PLOT_WIDTH)
+    drawn = figure.png() if path.suffix.lower() == ".png" else figure.svg_file().encode()
+    files.write_atomic(path, drawn)
+    console.note(f"plot: {path}")

@@ -69,7 +69,8 @@ def report(run: Run, *, as_json: bool) -> None:
             if split in run.metrics:
                 console.out(accuracy_line(split, run.metrics[split]))
                 break
-        console.out(f"run directory: {run.path}\nnext: tlrecipe predict {run.path} IMAGE…")
+        console.out(f"run directory: {run.path}\nreport: {run.path / 'report.html'}")
+        console.out(f"next: tlrecipe predict {run.path} IMAGE…")
     else:
         console.out(f"stopped: {run.path}\nnext: tlrecipe resume {run.path}")
     if not run.complete:

@@ -19,6 +19,9 @@ from tlrecipe.artifacts import checkpoint
 from tlrecipe.artifacts.bundle import write_bundle
 from tlrecipe.artifacts.environment import environment, version
 from tlrecipe.artifacts.predictions import write_evaluated
+from tlrecipe.artifacts.report.findings import Predictions
+from tlrecipe.artifacts.report.page import REPORT, write_report
+from tlrecipe.artifacts.report.thumbnails import THUMBNAILS, shown, thumbnails
 from tlrecipe.artifacts.rundir import RunDirectory, refuse_used
 from tlrecipe.artifacts.runs import Run
 from tlrecipe.artifacts.tracking import Tracking, tracker
@@ -200,8 +203,10 @@ def _carried_out(
             result = _trained(checked, backbone, directory, device, tell, stop, started, resume)
         directory.write_json("result.json", result)
         complete = result["status"] == "complete"
+        if complete:
+            write_report(directory.path)
     finally:
-        kept = [directory.path / name for name in ("recipe.resolved.toml", "result.json")]
+        kept = [directory.path / name for name in ("recipe.resolved.toml", "result.json", REPORT)]
         tracking.finish(complete, [path for path in kept if path.exists()])
     return Run.load(directory.path)
 
@@ -276,7 +281,8 @@ def _trained(
 def _write_evaluation(
     directory: RunDirectory, checked: Checked, data: DecodedData, done: RunResult
 ) -> dict[str, Any]:
-    """Write `evaluation.json` and `predictions.csv`; gives the intervals of the metrics by split."""
+    """Write `evaluation.json`, `predictions.csv` and what the report shows of the images; gives the
+    intervals of the metrics by split."""
     if (evaluated := done.evaluated) is None:
         return {}
     classes, evaluation = checked.plan.classes, evaluated.evaluation
@@ -286,6 +292,10 @@ def _write_evaluation(
     pixels = data(evaluated.split, checked.plan.preprocessing)
     assert pixels is not None
     write_evaluated(pixels.names, evaluation.predictions(classes), directory.path / "predictions.csv")
+    # While the images are in memory: the report shows some of them.
+    found = Predictions.of(classes, pixels.names, evaluation.predictions(classes))
+    files.make_folder((directory.path / THUMBNAILS).parent)
+    directory.write_json(THUMBNAILS, thumbnails(pixels, shown(found)))
     return {evaluated.split: report["intervals"]}
 
 
