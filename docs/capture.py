@@ -9,7 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
@@ -30,9 +29,9 @@ def main(out: Path) -> None:
     console.print(Text("$ tlrecipe run recipes/feature_extraction.toml --plain --run-dir runs/first", "bold"))
     console.print(Text(done.stdout.rstrip()))
     # No font is fetched: the reader's own monospaced one does.
-    template = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    picture = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="tlrecipe run"), flags=re.DOTALL)
     out.parent.mkdir(exist_ok=True)
-    out.write_text(console.export_svg(title="tlrecipe run", code_format=template), encoding="utf-8")
+    out.write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":
