@@ -13,7 +13,7 @@ from tlrecipe.cli.run import report
 from tlrecipe.cli.signals import stop_on_signal
 
 
-def resume(path: Path, *, device: str, plain: bool, as_json: bool, strict: bool) -> None:
+def resume(path: Path, *, device: str, plain: bool, quiet: bool, as_json: bool, strict: bool) -> None:
     """Go on with the run in the folder ``path`` from its newest valid checkpoint."""
     started = time.perf_counter()
     if Run.load(path).complete:
@@ -22,7 +22,7 @@ def resume(path: Path, *, device: str, plain: bool, as_json: bool, strict: bool)
     # Torch and its company, after all that can be checked without them.
     from tlrecipe.workflow.running import resume
 
-    with progress(plain=plain) as show:
+    with progress(plain=plain, quiet=quiet) as show:
         done = resume(
             path,
             device=pick_device(device),

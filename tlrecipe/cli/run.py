@@ -31,6 +31,7 @@ def run(
     device: str,
     track: Sequence[str],
     plain: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Validate, plan, train every phase, evaluate on the test split, write the run directory."""
@@ -45,7 +46,7 @@ def run(
     # Torch and its company, after all that can be checked without them.
     from tlrecipe.workflow.running import run
 
-    with progress(plain=plain) as show:
+    with progress(plain=plain, quiet=quiet) as show:
         done = run(
             checked,
             run_dir=run_dir,
