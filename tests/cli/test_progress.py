@@ -6,9 +6,11 @@ import io
 import itertools
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from terminal import Screen, in_terminal, seen
 
 from tlrecipe.cli import progress as module
 from tlrecipe.cli.progress import Lines, progress, rates
@@ -134,6 +136,51 @@ def test_plain_lines_are_given_on_a_terminal_when_asked(monkeypatch: pytest.Monk
     with progress(plain=True) as receive:
         receive("phase", **PHASE)
     assert "\x1b" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_lines_between_bars_are_whole_and_no_bar_is_left(
+    monkeypatch: pytest.MonkeyPatch, no_color: str
+) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    with progress() as receive:
+        receive("phase", **PHASE)
+        for step in range(1, 31):
+            receive("step", **STEP | {"step": step})
+            if step % 10 == 0:
+                receive("warning", message=f"odd thing {step}")
+        receive("phase_end", **END)
+    assert screen.lines == [
+        "phase 1/2 extract: 2 epochs, 30 steps, trains 1,000 of 201,000 parameters",
+        "  frozen part: store: 2 MB",
+        *(f"warning: odd thing {step}" for step in (10, 20, 30)),
+        "  extract took 5.0 s, best accuracy 0.2500 in epoch 1",
+    ]
+    if no_color:
+        assert not re.search(r"\x1b\[[0-9;]*3[0-9]", screen.written)
+
+
+def test_quiet_leaves_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(quiet=True) as receive:
+        for kind, fields in RUN:
+            receive(kind, **fields)
+    assert capsys.readouterr().err == "warning: odd \\x1b[31mname\n"
+
+
+def test_a_run_in_a_real_terminal_shows_whole_lines(project: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tlrecipe", "run", str(project / "tiny.toml"), "--device", "cpu"]
+    code, screen, written = in_terminal([*command, "--run-dir", "run"], tmp_path)
+    assert code == 0, written
+    # Bars moved while it ran, and are gone.
+    assert "\x1b[2K" in written
+    lines = [line for line in seen(screen) if line]
+    assert lines[0].startswith("phase 1/1 all: 2 epochs, 6 steps")
+    assert [line.split()[0] for line in lines[-3:]] == ["test", "run", "next:"]
+    assert not any("━" in line for line in lines)
 
 
 def test_equal_rates_are_said_once() -> None:

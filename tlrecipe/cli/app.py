@@ -129,7 +129,7 @@ def explain(recipe: str, overrides: tuple[str, ...], memory: bool, plot: Path | 
         explain_recipe(Path(recipe), overrides, memory=memory, plot=plot, as_json=as_json)
 
 
-@cli.command(epilog=_example("params recipe.toml layer4 @norm"))
+@cli.command(epilog=_example("preview recipe.toml"))
 @click.argument("recipe", type=_FILE, shell_complete=completion.recipes)
 @_SET
 @click.option("-o", "--output", "out", type=_FILE, help="The PNG file; by default NAME-preview.png.")
@@ -143,7 +143,7 @@ def preview(recipe: Path, overrides: tuple[str, ...], out: Path | None, **option
     preview(recipe, overrides, out, **options)
 
 
-@cli.command()
+@cli.command(epilog=_example("params recipe.toml layer4 @norm"))
 @click.argument("recipe", type=_FILE, shell_complete=completion.recipes)
 @click.argument("globs", nargs=-1, metavar="[GLOB]...")
 @_SET
