@@ -10,32 +10,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 from project import Finished, invoke
 
-from tlrecipe.cli import run as run_module
+from tlrecipe.cli.signals import Signals
 
 
-@contextmanager
-def _stop_at(k: int) -> Iterator[Callable[[], bool]]:
+def _stop_at(k: int) -> Callable[[Signals], bool]:
     asked = [0]
 
-    def stop() -> bool:
+    def stop(self: Signals) -> bool:
         asked[0] += 1
         return asked[0] >= k
 
-    yield stop
+    return stop
 
 
 def stopped_run(project: Path, directory: Path, k: int, monkeypatch: pytest.MonkeyPatch) -> Result:
     """Run the tiny recipe, with a request to stop the k-th time that the interpreter asks."""
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "stop_on_signal", lambda: _stop_at(k))
+        patch.setattr(Signals, "stop", _stop_at(k))
         return invoke("run", project / "tiny.toml", "--run-dir", directory, "--device", "cpu")
 
 

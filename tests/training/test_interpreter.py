@@ -221,30 +221,3 @@ def test_a_run_stopped_after_any_step_and_resumed_is_the_run_that_was_never_stop
             train(plan, backbone(model), source, emit=told, resume=saved[0])
             assert kept + _records(told) == records, stop_at
         assert all(torch.equal(model.state_dict()[n], v) for n, v in weights.items()), stop_at
-
-
-@pytest.mark.parametrize(
-    "part", ["model/stem.weight", "optimizer/head.weight/exp_avg", "average/head.bias", "best/head.bias"]
-)
-def test_a_checkpoint_that_lacks_a_tensor_is_refused(part: str) -> None:
-    saved: list[Checkpoint] = []
-    asked = [0]
-
-    def stop() -> bool:
-        asked[0] += 1
-        return asked[0] == 10 + 6
-
-    model = net(dropout=0.2, drop_path=0.2)
-    plan = plan_for(model, phase=EVERYTHING)
-    with pytest.raises(Stopped):
-        train(plan, backbone(model), source, save=lambda c: saved.append(_through_disk(c)), stop=stop)
-    tensors = {n: t for n, t in saved[-1].tensors.items() if n != part}
-    assert len(tensors) < len(saved[-1].tensors)
-    with pytest.raises(TlrecipeError) as caught:
-        train(
-            plan,
-            backbone(net(dropout=0.2, drop_path=0.2)),
-            source,
-            resume=Checkpoint(tensors, saved[-1].values),
-        )
-    assert caught.value.diagnostics[0].code == "TLR602"

@@ -9,6 +9,7 @@ from typing import Any
 import rich_click as click
 
 from tlrecipe.cli.reporting import reports
+from tlrecipe.cli.signals import EXIT_ON
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -21,6 +22,12 @@ _SET: Decorator = click.option(
     help="Override a value of the recipe, read as TOML: --set phase.finetune.epochs=3. Repeatable.",
 )
 _JSON: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_EXIT_ON: Decorator = click.option(
+    "--exit-on",
+    multiple=True,
+    type=click.Choice(EXIT_ON),
+    help="Save and exit with 75 on this signal too, as on SIGTERM. SIGUSR1 otherwise saves and goes on.",
+)
 _DEVICE: Decorator = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -58,6 +65,7 @@ def cli() -> None:
 @_SET
 @click.option("--run-dir", type=_FILE, help="Where to write; by default a new folder under runs/.")
 @_DEVICE
+@_EXIT_ON
 @click.option("--plain", is_flag=True, help="Lines instead of progress bars.")
 @_JSON
 @reports
@@ -71,6 +79,7 @@ def run(recipe: Path, overrides: tuple[str, ...], **options: Any) -> None:
 @cli.command()
 @click.argument("run_dir", type=_FILE)
 @_DEVICE
+@_EXIT_ON
 @click.option("--strict", is_flag=True, help="Refuse where the result may differ in its last bits.")
 @click.option("--plain", is_flag=True, help="Lines instead of progress bars.")
 @_JSON

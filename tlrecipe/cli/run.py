@@ -14,7 +14,7 @@ from tlrecipe.cli import console
 from tlrecipe.cli.device import pick_device
 from tlrecipe.cli.progress import percent, progress
 from tlrecipe.cli.reporting import EXIT_STOPPED, warn
-from tlrecipe.cli.signals import stop_on_signal
+from tlrecipe.cli.signals import signals
 from tlrecipe.workflow import checking
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ def run(
     device: str,
     plain: bool,
     as_json: bool,
+    exit_on: Sequence[str],
 ) -> None:
     """Validate, plan, train every phase, evaluate on the test split, write the run directory."""
     started = time.perf_counter()
     checked = checking.plan(path, overrides, needs_data=True)
     warn(checked.warnings)
     # Torch and its company, after all that can be checked without them.
+    from tlrecipe.training.engine import Stopped
     from tlrecipe.workflow.running import run
 
     with progress(plain=plain) as show:
@@ -43,7 +45,7 @@ def run(
             run_dir=run_dir,
             device=pick_device(device),
             on_event=show,
-            stop=stop_on_signal(),
+            stop=signals(Stopped, exit_on),
             started=started,
         )
     report(done, as_json=as_json)
