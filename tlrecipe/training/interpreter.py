@@ -659,8 +659,8 @@ class _Run:
 
     def _record(self, kind: str, **fields: Any) -> None:
         """Emit what belongs into metrics.jsonl, and count it."""
-        self.state.records += 1
         self.emit(kind, **fields)
+        self.state.records += 1
 
     def _clock(self, name: str) -> _Clock:
         return _Clock(self.state, name)
