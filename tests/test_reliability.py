@@ -7,22 +7,22 @@ import re
 import pytest
 from reliability import CATALOGUE, PAGE, START, collected, renewed, tables, whole_suite, without_outcomes
 
-X_LEFT_OUT = 5
+MOST_LEFT_OUT = 5
 
 
 def test_at_most_five_cases_are_left_out_each_with_a_reason() -> None:
     left_out = CATALOGUE["left_out"]
     assert set(left_out) <= set(CATALOGUE["cases"])
-    assert len(left_out) <= X_LEFT_OUT
+    assert len(left_out) <= MOST_LEFT_OUT
     assert all(left_out.values())
 
 
-def test_every_case_has_a_test_and_the_page_lists_it(request: pytest.FixtureRequest) -> None:
+def test_every_case_has_a_test_or_a_reason_and_the_page_lists_it(request: pytest.FixtureRequest) -> None:
     if not whole_suite(request.config):
         pytest.skip("the page is compared where the whole suite was collected")
     cases = collected(request.config)
     assert set(cases) - set(CATALOGUE["cases"]) == set()
-    assert set(CATALOGUE["cases"]) - set(cases) - set(CATALOGUE["left_out"]) == set()
+    assert set(CATALOGUE["cases"]) - set(cases) <= {*CATALOGUE["left_out"], *CATALOGUE["open"]}
     page = PAGE.read_text(encoding="utf-8")
     new = renewed(page, tables(cases, {}))
     assert without_outcomes(page) == without_outcomes(new), (

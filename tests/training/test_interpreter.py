@@ -53,6 +53,7 @@ def test_the_network_learns_the_colours() -> None:
     assert result.metrics["test"]["count"] == 12
 
 
+@pytest.mark.case("C16")
 def test_early_stopping_waits_and_the_best_is_kept() -> None:
     stop = {"metric": "accuracy", "patience": 2}
     _, told, result = trained(phase=[phase(epochs=50, lr=1e-9, stop=stop)], final_weights="best")
@@ -102,6 +103,7 @@ def test_start_from_best_starts_the_next_phase_there() -> None:
     assert all(torch.equal(starts[1][n], v) for n, v in best.items())
 
 
+@pytest.mark.case("E12")
 def test_an_average_is_what_is_evaluated_and_kept() -> None:
     model, told, result = trained(phase=[phase(freeze=[], epochs=3, lr=0.1, ema=0.9)])
     plain, plain_told, plain_result = trained(phase=[phase(freeze=[], epochs=3, lr=0.1)])
@@ -198,6 +200,7 @@ def _through_disk(checkpoint: Checkpoint) -> Checkpoint:
     return Checkpoint(tensors, json.loads(json.dumps(checkpoint.values)))
 
 
+@pytest.mark.case("C14")
 def test_a_run_stopped_after_any_step_and_resumed_is_the_run_that_was_never_stopped() -> None:
     weights, records, result = undisturbed()
     steps = sum(p.steps for p in result.phases)
