@@ -8,8 +8,10 @@ memory format.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,7 @@ def textbook(model: nn.Module, root: Path, training: Training, p: Preprocessing,
             data, training.batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0
         )
 
+    _default_allocator()
     start = time.perf_counter()
     torch.manual_seed(training.seed)
     flip = [transforms.RandomHorizontalFlip()] if training.flip else []
@@ -89,6 +92,7 @@ def fairer(
                 images[mirrored] = images[mirrored].flip(-1)
             yield ((images - mean) / std).contiguous(), pixels.labels[ids]
 
+    _default_allocator()
     start = time.perf_counter()
     torch.manual_seed(training.seed)
     train, test = decode("train"), decode("test")
@@ -96,6 +100,15 @@ def fairer(
     spent = _fit(model, training, lambda: batches(train, torch.randperm(len(train)), training.flip), steps)
     accuracy = _accuracy(model, batches(test, torch.arange(len(test)), False))
     return Outcome(time.perf_counter() - start, accuracy, spent)
+
+
+def _default_allocator() -> None:
+    """Take back what :func:`tlrecipe.models.memory.keep_freed_memory` asked of glibc in this process: the
+    limits are those that its own adaptive ones grow to (malloc.c, ``DEFAULT_MMAP_THRESHOLD_MAX``)."""
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-3, 32 << 20)
+        mallopt(-1, 64 << 20)
 
 
 def _fit(

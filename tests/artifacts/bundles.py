@@ -6,16 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 
 from tlrecipe.artifacts.bundle import write_bundle
-from tlrecipe.language.spec import BackboneSpec, FolderData, HeadSpec, PhaseSpec, Recipe
+from tlrecipe.language.spec import (
+    BackboneSpec,
+    FolderData,
+    HeadSpec,
+    PhaseSpec,
+    Recipe,
+    TimmBackbone,
+    TorchvisionBackbone,
+)
 from tlrecipe.models.backbones import Backbone, build
 
 CLASSES = ("cat, tabby", 'dog "Rex"\nII', "=2+2", "<script>alert(1)</script>")
 SIZE = 64
 
 
+def spec(source: str, name: str) -> BackboneSpec:
+    if source == "timm":
+        return TimmBackbone(source="timm", name=name, weights="none")
+    return TorchvisionBackbone(source="torchvision", name=name, weights="none")
+
+
 def backbone(source: str, name: str) -> Backbone:
-    spec = BackboneSpec(source=source, name=name, weights="none")
-    return build(spec, HeadSpec(init="default"), len(CLASSES), seed=3, size=SIZE)
+    return build(spec(source, name), HeadSpec(init="default"), len(CLASSES), seed=3, size=SIZE)
 
 
 def recipe(source: str, name: str) -> Recipe:
@@ -25,7 +38,7 @@ def recipe(source: str, name: str) -> Recipe:
         description="Says *little* about `itself`.",
         seed=3,
         data=FolderData(source="folder", path="relative/images"),
-        backbone=BackboneSpec(source=source, name=name, weights="none"),
+        backbone=spec(source, name),
         phase=(PhaseSpec(name="all", freeze=(), epochs=1, lr=0.1),),
     )
 

@@ -117,6 +117,13 @@ def test_json_is_one_object_and_overrides_count(project: Path, here: Path) -> No
     assert Path(printed["run_dir"]).parts[:2] == ("runs", "tiny")
 
 
+def test_an_unknown_tracker_is_a_usage_error_before_any_work(project: Path, here: Path) -> None:
+    result = invoke("run", project / "tiny.toml", "--track", "tensorbord")
+    assert result.exit_code == 2
+    assert "there is no tracker 'tensorbord'" in result.stderr
+    assert list(here.iterdir()) == []
+
+
 def test_bad_images_stop_a_run_with_their_names(tmp_path: Path) -> None:
     write_images(tmp_path / "colours" / "train", 8)
     write_images(tmp_path / "colours" / "test", 2)
@@ -294,3 +301,14 @@ def test_explain_predicts_the_memory_of_each_phase_where_it_is_asked_to(project:
     )
     assert [phase["predicted_memory_bytes"] for phase in unasked] == [None]
     assert all(phase["predicted_memory_bytes"] > 10**8 for phase in asked)
+
+
+def test_a_finished_run_is_the_backbone_of_the_next(project: Path, finished: Finished, here: Path) -> None:
+    backbone = f'backbone={{ source = "bundle", path = "{finished.directory}" }}'
+    done = invoke("run", project / "tiny.toml", "--set", backbone, "--run-dir", here / "next")
+    assert done.exit_code == 0, done.stderr
+    before = json.loads((finished.directory / "model/bundle.json").read_text())
+    said = json.loads((here / "next/result.json").read_text())["backbone"]
+    assert said["sha256"] == before["model_sha256"]
+    assert [item["recipe"]["name"] for item in said["ancestors"]] == ["tiny"]
+    assert before["model_sha256"] in (here / "next/model/README.md").read_text()

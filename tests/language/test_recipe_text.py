@@ -14,7 +14,6 @@ from tlrecipe.language.spec import (
     AdamSpec,
     AdamWSpec,
     Augment,
-    BackboneSpec,
     ComputeSpec,
     ConstantSchedule,
     CosineSchedule,
@@ -30,6 +29,7 @@ from tlrecipe.language.spec import (
     SGDSpec,
     StepSchedule,
     StopRule,
+    TimmBackbone,
 )
 from tlrecipe.language.text import load, loads
 
@@ -326,11 +326,12 @@ recipes = st.builds(
     seed=st.integers(0, 2**63 - 1),
     data=data,
     backbone=st.builds(
-        BackboneSpec,
-        source=st.sampled_from(["timm", "torchvision"]),
+        TimmBackbone,
+        source=st.just("timm"),
         name=st.text("abé", min_size=1),
         weights=st.sampled_from(["pretrained", "/w/best.pt", "a1_in1k"]),
         sha256=st.none() | st.just("0" * 64),
+        args=st.dictionaries(names, st.booleans() | st.integers(-9, 9) | halves | texts | st.tuples(halves)),
     ),
     head=st.builds(HeadSpec, dropout=halves),
     optimizer=optimizers,

@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from tlrecipe.language.diagnostics import TlrecipeError
-from tlrecipe.language.spec import BackboneSpec, HeadSpec
+from tlrecipe.language.spec import HeadSpec, LibraryBackbone, TimmBackbone, TorchvisionBackbone
 from tlrecipe.models import backbones
 from tlrecipe.models.backbones import Backbone, available, build, describe, rebuild
 from tlrecipe.planning.facts import ParamTable
@@ -44,11 +44,12 @@ TIMM = """
 """.split()  # noqa: SIM905
 
 
-def spec(name: str, weights: str = "none", source: Any = "timm", **more: Any) -> BackboneSpec:
-    return BackboneSpec(source=source, name=name, weights=weights, **more)
+def spec(name: str, weights: str = "none", source: Any = "timm", **more: Any) -> LibraryBackbone:
+    library = TimmBackbone if source == "timm" else TorchvisionBackbone
+    return library(source=source, name=name, weights=weights, **more)
 
 
-def error_of(request: BackboneSpec, head: HeadSpec = ZEROS) -> Any:
+def error_of(request: LibraryBackbone, head: HeadSpec = ZEROS) -> Any:
     with pytest.raises(TlrecipeError) as caught:
         describe(request, head, CLASSES)
     (diagnostic,) = caught.value.diagnostics
@@ -184,9 +185,9 @@ def test_available_names_both_libraries() -> None:
         (spec("test_resnet", source="torchvision"), 'timm has `test_resnet`: set source = "timm"'),
         (spec("resnet18.a1_in1k"), 'name = "resnet18", weights = "a1_in1k"'),
     ],
-    ids=lambda value: value.name if isinstance(value, BackboneSpec) else "",
+    ids=lambda value: value.name if isinstance(value, LibraryBackbone) else "",
 )
-def test_r11_unknown_names(request_: BackboneSpec, says: str) -> None:
+def test_r11_unknown_names(request_: LibraryBackbone, says: str) -> None:
     diagnostic = error_of(request_)
     assert (diagnostic.code, diagnostic.path) == ("TLR112", ("backbone", "name"))
     assert says in diagnostic.help
@@ -205,7 +206,7 @@ def test_r11_three_names_are_offered() -> None:
     ],
     ids=["timm-tag", "torchvision-tag", "none-published"],
 )
-def test_w15_weights_that_nobody_publishes(request_: BackboneSpec, says: str) -> None:
+def test_w15_weights_that_nobody_publishes(request_: LibraryBackbone, says: str) -> None:
     diagnostic = error_of(request_)
     assert (diagnostic.code, diagnostic.path) == ("TLR501", ("backbone", "weights"))
     assert says in diagnostic.help

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlrecipe.language.diagnostics import TlrecipeError
-from tlrecipe.language.spec import BackboneSpec, HeadSpec
+from tlrecipe.language.spec import HeadSpec, TimmBackbone
 from tlrecipe.models import backbones, table
 from tlrecipe.models.table import described, from_json, to_json, weights_kind
 from tlrecipe.planning.facts import ModuleFact, ParamFact, ParamTable, Preprocessing
 
-NET = BackboneSpec(source="timm", name="test_resnet", weights="none")
+NET = TimmBackbone(source="timm", name="test_resnet", weights="none")
 HEAD = HeadSpec()
 
 sizes = st.integers(1, 4096)
@@ -150,9 +150,9 @@ def test_a_known_table_needs_no_torch(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from tlrecipe.language.spec import BackboneSpec, HeadSpec
+from tlrecipe.language.spec import HeadSpec, TimmBackbone
 from tlrecipe.models.table import described
-spec = BackboneSpec(source="timm", name="test_resnet", weights="none")
+spec = TimmBackbone(source="timm", name="test_resnet", weights="none")
 described(spec, HeadSpec(), 3, Path({str(tmp_path)!r}))
 print(sorted({{"torch", "timm", "torchvision"}} & set(sys.modules)))
 """

@@ -25,12 +25,13 @@ import torchvision
 from torch import Tensor
 
 from tlrecipe.language.diagnostics import TlrecipeError
-from tlrecipe.language.spec import BackboneSpec, HeadSpec
+from tlrecipe.language.spec import HeadSpec, TimmBackbone, TorchvisionBackbone
 from tlrecipe.models import weights
 from tlrecipe.models.backbones import build
 from tlrecipe.models.weights import WeightsFile, from_path, from_url, lite0_names, read
 
 NET = "test_resnet"
+LIBRARIES: dict[str, Any] = {"timm": TimmBackbone, "torchvision": TorchvisionBackbone}
 State = dict[str, Tensor]
 
 
@@ -40,8 +41,8 @@ def state() -> State:
     return dict(timm.create_model(NET, num_classes=7).state_dict())
 
 
-def spec(path: Path | str, **more: Any) -> BackboneSpec:
-    return BackboneSpec(source="timm", name=NET, weights=str(path), **more)
+def spec(path: Path | str, **more: Any) -> TimmBackbone:
+    return TimmBackbone(source="timm", name=NET, weights=str(path), **more)
 
 
 def error_of(path: Path | str, **more: Any) -> Any:
@@ -339,7 +340,7 @@ def test_w07_holds_where_timm_itself_is_lenient(tmp_path: Path, name: str) -> No
     torch.save({key: tensor for key, tensor in state.items() if key != dropped}, tmp_path / "net.pth")
     with pytest.raises(TlrecipeError, match=f"TLR503.*{dropped}"):
         build(
-            BackboneSpec(source="timm", name=name, weights=str(tmp_path / "net.pth")), HeadSpec(), 3, seed=0
+            TimmBackbone(source="timm", name=name, weights=str(tmp_path / "net.pth")), HeadSpec(), 3, seed=0
         )
 
 
@@ -349,7 +350,9 @@ def test_w07_torchvision(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "net.pth")
     with pytest.raises(TlrecipeError, match=r"TLR503.*1 missing \(`features.0.bias`\)$"):
         build(
-            BackboneSpec(source="torchvision", name="squeezenet1_1", weights=str(tmp_path / "net.pth")),
+            TorchvisionBackbone(
+                source="torchvision", name="squeezenet1_1", weights=str(tmp_path / "net.pth")
+            ),
             HeadSpec(),
             3,
             seed=0,
@@ -361,7 +364,7 @@ def test_w07_torchvision(tmp_path: Path) -> None:
 
 def test_lite0_comes_from_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", _no_network)
-    pretrained = BackboneSpec(source="timm", name="tf_efficientnet_lite0", weights="pretrained")
+    pretrained = TimmBackbone(source="timm", name="tf_efficientnet_lite0", weights="pretrained")
     backbone = build(pretrained, HeadSpec(), classes=10, seed=0)
     file = weights.lite0_from_package()
     assert file is not None
@@ -437,7 +440,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 )
 def test_w01_no_network(offline: list[str], source: Any, name: str, says: str, cure: str) -> None:
     with pytest.raises(TlrecipeError) as caught:
-        build(BackboneSpec(source=source, name=name, weights="pretrained"), HeadSpec(), 3, seed=0)
+        build(LIBRARIES[source](source=source, name=name, weights="pretrained"), HeadSpec(), 3, seed=0)
     (diagnostic,) = caught.value.diagnostics
     assert (diagnostic.code, diagnostic.path) == ("TLR501", ("backbone", "weights"))
     assert says in diagnostic.message
@@ -449,7 +452,7 @@ def test_w01_no_network(offline: list[str], source: Any, name: str, says: str, c
 def test_w01_offline_mode_asks_nobody(offline: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(TlrecipeError, match=r"TLR501.*HF_HUB_OFFLINE"):
-        build(BackboneSpec(source="timm", name="test_resnet", weights="pretrained"), HeadSpec(), 3, seed=0)
+        build(TimmBackbone(source="timm", name="test_resnet", weights="pretrained"), HeadSpec(), 3, seed=0)
     assert offline == []
 
 
@@ -459,7 +462,7 @@ def test_torchvision_weights_come_from_the_cache(offline: list[str], tmp_path: P
     cached = tmp_path / "torch/hub/checkpoints/squeezenet1_1-b8a52dc0.pth"
     cached.parent.mkdir(parents=True)
     torch.save(state, cached)
-    spec = BackboneSpec(source="torchvision", name="squeezenet1_1", weights="IMAGENET1K_V1")
+    spec = TorchvisionBackbone(source="torchvision", name="squeezenet1_1", weights="IMAGENET1K_V1")
     with pytest.raises(TlrecipeError, match=r"TLR502.*not b8a52dc0"):
         build(spec, HeadSpec(), 3, seed=0)
     # What the cache should hold cannot be made here; take the publisher's digest for our file's.
@@ -476,7 +479,7 @@ def test_timm_weights_come_from_the_cache(offline: list[str], tmp_path: Path, st
     (repository / "refs" / "main").write_text("a" * 40)
     safetensors.torch.save_file(state, snapshot / "model.safetensors")
     backbone = build(
-        BackboneSpec(source="timm", name="test_resnet", weights="r160_in1k"), HeadSpec(), 3, seed=0
+        TimmBackbone(source="timm", name="test_resnet", weights="r160_in1k"), HeadSpec(), 3, seed=0
     )
     assert torch.equal(backbone.model.state_dict()["bn1.weight"], state["bn1.weight"])
     assert backbone.origin.endswith("(Hugging Face Hub, timm/test_resnet.r160_in1k/model.safetensors)")
@@ -531,7 +534,7 @@ def test_the_digest_in_a_name_is_no_part_of_a_word(tmp_path: Path, monkeypatch: 
 
 
 def test_w15_random_weights_are_no_fallback() -> None:
-    nowhere = BackboneSpec(source="timm", name="coatnet_0_224", weights="pretrained")
+    nowhere = TimmBackbone(source="timm", name="coatnet_0_224", weights="pretrained")
     with pytest.raises(
         TlrecipeError, match=r"TLR501.*no weights are published for `coatnet_0_224`"
     ) as caught:

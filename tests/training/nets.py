@@ -83,7 +83,7 @@ def backbone(model: nn.Module) -> Backbone:
         origin="test",
         weights_sha256=None,
         license=None,
-        config={"architecture": "net"},
+        config={"tlrecipe": {"source": "timm", "name": "net", "args": {}, "size": None}},
     )
 
 

@@ -21,7 +21,7 @@ from training.nets import source as toy_source
 
 from tlrecipe.data.pixels import Pixels, decode_split
 from tlrecipe.data.sources import list_data
-from tlrecipe.language.spec import BackboneSpec, HeadSpec, Recipe, SampleData
+from tlrecipe.language.spec import HeadSpec, Recipe, SampleData, TimmBackbone, TorchvisionBackbone
 from tlrecipe.language.text import load
 from tlrecipe.models.backbones import Backbone, build
 from tlrecipe.planning.compile import compile_recipe
@@ -54,7 +54,12 @@ def source(split: str, preprocessing: Preprocessing) -> Pixels | None:
 
 
 @cache
-def original(spec: BackboneSpec, size: int) -> Backbone:
+def original(library: str, name: str, size: int) -> Backbone:
+    spec: TimmBackbone | TorchvisionBackbone = (
+        TimmBackbone(source="timm", name=name, weights="none")
+        if library == "timm"
+        else TorchvisionBackbone(source="torchvision", name=name, weights="none")
+    )
     return build(spec, HeadSpec(init="default"), 10, 0, size)
 
 
@@ -108,7 +113,7 @@ def test_a_shipped_recipe_trains_the_same_weights_with_stored_features(path: Pat
     # noise; a larger eps than the default keeps such weights out of the comparison.
     small = ["data.size=32", f"data.per_class={PER_CLASS}", "data.batch_size=8", "optimizer.eps=1e-6"]
     recipe = load(path, [*small, *(f"phase.{name}.epochs=2" for name in phases)]).recipe
-    backbone = original(recipe.backbone, 32)
+    backbone = original(recipe.backbone.source, recipe.backbone.name, 32)
     plain = trained(recipe, backbone, "off")
     stored = trained(recipe, backbone, "store")
     assert plain.modes == ["plain"] * len(phases)
@@ -161,8 +166,7 @@ def two_phases(name: str, late: Sequence[str]) -> Recipe:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_architectures_of_all_families_train_the_same_weights(family: str) -> None:
     library, name, size, late, tensors = FAMILIES[family]
-    spec = BackboneSpec.model_validate({"source": library, "name": name, "weights": "none"})
-    backbone = original(spec, size)
+    backbone = original(library, name, size)
     recipe = two_phases(name, late)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": size})})
     plain, stored = trained(recipe, backbone, "off"), trained(recipe, backbone, "store")

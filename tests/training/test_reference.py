@@ -13,6 +13,7 @@ from training.nets import images as pixels_of
 
 from tlrecipe.data.augment import flip_mask
 from tlrecipe.planning.randomness import key, permutation
+from tlrecipe.training import survey
 from tlrecipe.training.features import FeatureStore
 from tlrecipe.training.interpreter import train
 
@@ -101,10 +102,17 @@ PHASES = {
 }
 
 
-def run(features: str, store: FeatureStore | None = None, **changes: Any) -> tuple[Any, ...]:
-    model = net(dropout=0.2, drop_path=0.2)
+def run(
+    features: str,
+    store: FeatureStore | None = None,
+    *,
+    precision: str = "fp32",
+    dropout: float = 0.2,
+    **changes: Any,
+) -> tuple[Any, ...]:
+    model = net(dropout=dropout, drop_path=0.2)
     told = Recorder()
-    compute = {"precision": "fp32", "features": features}
+    compute = {"precision": precision, "features": features}
     result = train(
         plan_for(model, compute=compute, **changes), backbone(model), source, emit=told, store=store
     )
@@ -151,6 +159,45 @@ def test_a_second_run_finds_the_features_of_the_first(tmp_path: Any) -> None:
     *_, second = run("store", FeatureStore(tmp_path), phase=[phase(lr=0.3)])
     assert first.phases[0].prefix["images_computed"] == 62
     assert second.phases[0].prefix["images_computed"] == 0
+
+
+def test_what_an_earlier_run_stored_is_chosen_without_measuring(tmp_path: Any, monkeypatch: Any) -> None:
+    run("store", FeatureStore(tmp_path), phase=[phase()])
+    for measure in ("_step_seconds", "fast_copy"):
+        monkeypatch.setattr(survey, measure, None)
+    *_, found = run("auto", FeatureStore(tmp_path), phase=[phase(lr=0.3)])
+    assert found.phases[0].prefix["reason"].startswith("found in the store")
+    assert found.phases[0].prefix["images_computed"] == 0
+
+
+@pytest.mark.parametrize(("epochs", "mode"), [(4, "store"), (1, "recompute")])
+def test_features_that_an_earlier_pass_gives_cost_no_pass(epochs: int, mode: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(survey, "_step_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(survey._PrefixClock, "of", lambda *_: (8, 1e-3))
+    late = phase(name="two", freeze=["stem", "blocks.[0-1]"], epochs=1, augment={"hflip": True})
+    *_, result = run("auto", phase=[phase(epochs=epochs, augment={"hflip": True}), late])
+    assert [done.prefix["mode"] for done in result.phases] == [mode, mode]
+    assert result.phases[1].prefix["images_computed"] == 0
+
+
+def test_stored_test_features_give_the_logits_of_the_bundle(tmp_path: Any) -> None:
+    *_, plain = run("recompute", phase=[phase()], dropout=0.0)
+    store = FeatureStore(tmp_path)
+    *_, stored = run("store", store, phase=[phase()], dropout=0.0)
+    assert store.writes == 3, "train, val and test"
+    *_, found = run("store", FeatureStore(tmp_path), phase=[phase()], dropout=0.0)
+    assert torch.equal(stored.test.logits, plain.test.logits)
+    assert torch.equal(found.test.logits, plain.test.logits)
+
+
+def test_tuned_steps_end_close_to_the_layers_own() -> None:
+    phases = [phase(), phase(name="two", freeze=["stem", "blocks.0"], lr=0.01, norm="frozen")]
+    strict, strict_losses, _ = run("recompute", phase=phases)
+    tuned, tuned_losses, result = run("recompute", phase=phases, precision="auto")
+    assert result.phases[1].prefix["tuned"]
+    assert tuned_losses == pytest.approx(strict_losses, abs=1e-5)
+    for name, value in strict.items():
+        torch.testing.assert_close(tuned[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_longer_first_phase_does_not_change_the_shuffling_of_the_second() -> None:

@@ -197,6 +197,26 @@ def test_a_stopped_run_goes_on_to_the_same_model(recipe: Path, finished: tlrecip
     assert tlrecipe.resume(finished.path) == finished
 
 
+def test_a_tracked_run_is_tracked_on_after_resume(recipe: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = Events()
+    stopped = tlrecipe.run(
+        recipe,
+        run_dir=recipe.parent / "tracked",
+        device="cpu",
+        track=["tensorboard"],
+        on_event=events,
+        stop=lambda: bool(events.of("epoch")),
+    )
+    tlrecipe.resume(stopped.path, device="cpu", on_event=events)
+    found = accumulator.EventAccumulator(str(stopped.path / "tensorboard")).Reload()
+    assert [item.step for item in found.Scalars("val/accuracy")] == [3, 6]
+    assert [item.step for item in found.Scalars("test/accuracy")] == [6]
+    assert events.of("warning") == []
+    with pytest.raises(ValueError, match="there is no tracker"):
+        tlrecipe.run(recipe, track=["tensorbord"])
+
+
 def test_odd_things_in_a_recipe_are_events_of_its_run(tmp_path: Path) -> None:
     write_images(tmp_path / "colours" / "train", 8)
     write_images(tmp_path / "colours" / "test", 2)

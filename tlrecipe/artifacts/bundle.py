@@ -15,12 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jinja2
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -31,89 +30,18 @@ from tlrecipe.artifacts.predictions import Prediction
 from tlrecipe.data.pixels import decode_files
 from tlrecipe.data.preprocess import BadImage, normalise
 from tlrecipe.language.diagnostics import TlrecipeError
-from tlrecipe.language.spec import DataSpec, HeadSpec, Recipe
+from tlrecipe.language.spec import DataSpec, Recipe
 from tlrecipe.models.backbones import Backbone, rebuild
+from tlrecipe.models.bundle_record import BUNDLE, WEIGHTS, Bundle, bad_bundle, find_bundle, read_bundle
 from tlrecipe.models.fast import native_bf16
 from tlrecipe.models.inference import Inference
 from tlrecipe.planning.facts import Preprocessing
 
-WEIGHTS, CONFIG, BUNDLE, CARD = "model.safetensors", "config.json", "bundle.json", "README.md"
+__all__ = ["Bundle", "Model", "find_bundle", "write_bundle"]
 
-_MAX_BUNDLE_BYTES = 16 << 20
+CONFIG, CARD = "config.json", "README.md"
+
 _EXAMPLES = 5
-
-
-class _Record(BaseModel):
-    """A strict part of ``bundle.json``. Unknown keys of later versions are errors: the format counts."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-Text = Annotated[str, Field(max_length=10_000)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Size = Annotated[int, Field(ge=8, le=4096)]
-Channel = Annotated[int, Field(ge=0, le=255)]
-Mean = Annotated[float, Field(ge=-10, le=10)]
-Deviation = Annotated[float, Field(gt=1e-6, le=10)]
-
-
-class BackboneRecord(_Record):
-    """What :func:`tlrecipe.models.backbones.rebuild` needs to know."""
-
-    source: Literal["timm", "torchvision"]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,200}$")]
-    weights: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,200}$")]
-    head: HeadSpec
-    size: Size | None
-
-
-class PreprocessingRecord(_Record):
-    """:class:`tlrecipe.planning.facts.Preprocessing` within sane bounds."""
-
-    size: Size
-    crop_pct: Annotated[float, Field(ge=0.1, le=1)]
-    interpolation: Literal["bilinear", "bicubic", "nearest"]
-    mean: tuple[Mean, Mean, Mean]
-    std: tuple[Deviation, Deviation, Deviation]
-    background: tuple[Channel, Channel, Channel]
-    max_pixels: Annotated[int, Field(ge=1, le=10**9)]
-
-
-class RecipeRecord(_Record):
-    """The recipe that the model was trained with."""
-
-    name: Text
-    description: Text
-    sha256: Digest
-    seed: int
-
-
-class Bundle(_Record):
-    """The content of ``bundle.json``."""
-
-    format: Literal[1]
-    tlrecipe: Text
-    classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1_000_000)]
-    """Class names in the order of the network's outputs."""
-    preprocessing: PreprocessingRecord
-    backbone: BackboneRecord
-    heads: Annotated[tuple[Text, ...], Field(min_length=1)]
-    """Dotted names of the layers that give the class scores."""
-    averaged: bool
-    """Whether the weights are an exponential moving average."""
-    precision: Literal["fp32", "bf16"]
-    """What the metrics were computed in, all but the head."""
-    metrics: dict[Text, dict[Text, int | float | Text]]
-    """By split and name."""
-    origin: Text
-    """Where the weights that training started from came from."""
-    origin_sha256: Digest | None
-    license: Text | None
-    """Licence of those weights."""
-    recipe: RecipeRecord
-    data: DataSpec
-    """The data of the recipe, its paths absolute."""
-    model_sha256: Digest
 
 
 # --------------------------------------------------------------------------- writing
@@ -155,6 +83,7 @@ def write_bundle(
                     "metrics": metrics,
                     "origin": backbone.origin,
                     "origin_sha256": backbone.weights_sha256,
+                    "ancestors": [item.model_dump(mode="json") for item in backbone.ancestors],
                     "license": backbone.license,
                     "recipe": {
                         "name": recipe.name,
@@ -215,20 +144,6 @@ def _markdown(value: object) -> str:
 # --------------------------------------------------------------------------- reading
 
 
-def find_bundle(path: Path) -> Path:
-    """The bundle that a run directory or a bundle folder means. Raises TLR504 where there is none."""
-    for folder in (path, path / "model"):
-        if (folder / BUNDLE).exists():
-            return folder
-    if (path / "recipe.toml").exists():
-        message, help = f"the run `{path}` has no model yet", "it appears when the run is complete"
-    elif path.is_dir():
-        message, help = f"`{path}` is neither a run directory nor a model bundle", None
-    else:
-        message, help = f"there is no folder `{path}`", None
-    raise TlrecipeError.of("TLR504", message, help=help)
-
-
 class Model:
     """A trained classifier from its bundle.
 
@@ -253,20 +168,22 @@ class Model:
         not fit the others.
         """
         folder = find_bundle(Path(folder))
-        bundle = _read_bundle(folder / BUNDLE)
+        bundle = read_bundle(folder)
         digest = files.sha256(folder / WEIGHTS, code="TLR504")
         if digest != bundle.model_sha256:
-            raise _bad(folder / WEIGHTS, f"is damaged: its SHA-256 is {digest}, not {bundle.model_sha256}")
+            raise bad_bundle(
+                folder / WEIGHTS, f"is damaged: its SHA-256 is {digest}, not {bundle.model_sha256}"
+            )
         try:
             state = safetensors.torch.load_file(folder / WEIGHTS)
         except (SafetensorError, OSError, ValueError, KeyError, OverflowError) as error:
-            raise _bad(folder / WEIGHTS, f"is not a sound safetensors file: {error}") from error
+            raise bad_bundle(folder / WEIGHTS, f"is not a sound safetensors file: {error}") from error
         try:
             model = rebuild({"tlrecipe": bundle.backbone.model_dump()}, len(bundle.classes))
         except TlrecipeError as error:
-            raise _bad(folder / BUNDLE, f"names no network: {error.diagnostics[0].message}") from error
+            raise bad_bundle(folder / BUNDLE, f"names no network: {error.diagnostics[0].message}") from error
         if strange := set(bundle.heads) - dict(model.named_modules()).keys():
-            raise _bad(folder / BUNDLE, f"names a head that the network has not: `{min(strange)}`")
+            raise bad_bundle(folder / BUNDLE, f"names a head that the network has not: `{min(strange)}`")
         _check_state(folder / WEIGHTS, state, model, bundle)
         model.load_state_dict(state, strict=True)
         return cls(bundle, model.eval().to(torch.device(device)))
@@ -304,17 +221,6 @@ class Model:
             yield tuple((self.classes[place], value) for value, place in zip(values, places, strict=True))
 
 
-def _read_bundle(path: Path) -> Bundle:
-    content = files.read(path, code="TLR504", limit=_MAX_BUNDLE_BYTES)
-    try:
-        return Bundle.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"][:1].lower() + first["msg"][1:]
-        raise _bad(path, f"is not valid: {f'`{where}`: ' if where else ''}{reason}") from error
-
-
 def _check_state(path: Path, state: Mapping[str, Tensor], model: nn.Module, bundle: Bundle) -> None:
     """Names, shapes and types exactly those of the network, and nothing that is not finite."""
     wanted = model.state_dict()
@@ -326,18 +232,14 @@ def _check_state(path: Path, state: Mapping[str, Tensor], model: nn.Module, bund
             for what, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
-        raise _bad(path, f"does not fit `{bundle.backbone.name}`: tensors {' and '.join(parts)}")
+        raise bad_bundle(path, f"does not fit `{bundle.backbone.name}`: tensors {' and '.join(parts)}")
     for name, tensor in state.items():
         expected = wanted[name]
         if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
-            raise _bad(
+            raise bad_bundle(
                 path,
                 f"does not fit `{bundle.backbone.name}`: `{name}` is {tuple(tensor.shape)} {tensor.dtype},"
                 f" expected {tuple(expected.shape)} {expected.dtype}",
             )
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise _bad(path, f"holds values in `{name}` that are not finite")
-
-
-def _bad(path: Path, what: str) -> TlrecipeError:
-    return TlrecipeError.of("TLR504", f"`{path}` {what}")
+            raise bad_bundle(path, f"holds values in `{name}` that are not finite")

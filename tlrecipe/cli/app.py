@@ -8,6 +8,7 @@ from typing import Any
 
 import rich_click as click
 
+from tlrecipe.cli import completion
 from tlrecipe.cli.reporting import reports
 from tlrecipe.cli.signals import EXIT_ON
 
@@ -19,6 +20,7 @@ _SET: Decorator = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=completion.overrides,
     help="Override a value of the recipe, read as TOML: --set phase.finetune.epochs=3. Repeatable.",
 )
 _JSON: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -28,6 +30,8 @@ _EXIT_ON: Decorator = click.option(
     type=click.Choice(EXIT_ON),
     help="Save and exit with 75 on this signal too, as on SIGTERM. SIGUSR1 otherwise saves and goes on.",
 )
+_PLAIN: Decorator = click.option("--plain", is_flag=True, help="Lines instead of progress bars.")
+_QUIET: Decorator = click.option("-q", "--quiet", is_flag=True, help="Nothing but warnings and the result.")
 _DEVICE: Decorator = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -35,6 +39,11 @@ _DEVICE: Decorator = click.option(
     show_default=True,
     help="Where to compute.",
 )
+
+
+def _example(arguments: str) -> str:
+    """What stands at the end of a command's help."""
+    return f"Example: tlrecipe {arguments}"
 
 
 def _print_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -60,13 +69,20 @@ def cli() -> None:
     """Transfer learning from a recipe: what to train, frozen when, at which rates."""
 
 
-@cli.command()
-@click.argument("recipe", type=_FILE)
+@cli.command(epilog=_example("run recipe.toml --set phase.finetune.epochs=3"))
+@click.argument("recipe", type=_FILE, shell_complete=completion.recipes)
 @_SET
 @click.option("--run-dir", type=_FILE, help="Where to write; by default a new folder under runs/.")
 @_DEVICE
 @_EXIT_ON
-@click.option("--plain", is_flag=True, help="Lines instead of progress bars.")
+@click.option(
+    "--track",
+    multiple=True,
+    metavar="TRACKER",
+    help="Send metrics to tensorboard[:DIR], mlflow[:URI] or wandb[:PROJECT]. Repeatable.",
+)
+@_PLAIN
+@_QUIET
 @_JSON
 @reports
 def run(recipe: Path, overrides: tuple[str, ...], **options: Any) -> None:
@@ -76,12 +92,13 @@ def run(recipe: Path, overrides: tuple[str, ...], **options: Any) -> None:
     run(recipe, overrides, **options)
 
 
-@cli.command()
+@cli.command(epilog=_example("resume runs/flowers/first"))
 @click.argument("run_dir", type=_FILE)
 @_DEVICE
 @_EXIT_ON
 @click.option("--strict", is_flag=True, help="Refuse where the result may differ in its last bits.")
-@click.option("--plain", is_flag=True, help="Lines instead of progress bars.")
+@_PLAIN
+@_QUIET
 @_JSON
 @reports
 def resume(run_dir: Path, **options: Any) -> None:
@@ -91,8 +108,8 @@ def resume(run_dir: Path, **options: Any) -> None:
     resume(run_dir, **options)
 
 
-@cli.command()
-@click.argument("recipes", nargs=-1, required=True, type=_FILE)
+@cli.command(epilog=_example("validate recipe.toml --data"))
+@click.argument("recipes", nargs=-1, required=True, type=_FILE, shell_complete=completion.recipes)
 @_SET
 @click.option("--data", "decode", is_flag=True, help="Open every image as well.")
 @reports
@@ -103,8 +120,8 @@ def validate(recipes: tuple[Path, ...], overrides: tuple[str, ...], decode: bool
     validate(recipes, overrides, decode=decode)
 
 
-@cli.command()
-@click.argument("recipe", metavar="RECIPE|CODE")
+@cli.command(epilog=_example("explain recipe.toml --memory"))
+@click.argument("recipe", metavar="RECIPE|CODE", shell_complete=completion.recipes_or_codes)
 @_SET
 @click.option("--memory", is_flag=True, help="Predict the peak memory of each phase too.")
 @_JSON
@@ -119,8 +136,8 @@ def explain(recipe: str, overrides: tuple[str, ...], memory: bool, as_json: bool
         explain_recipe(Path(recipe), overrides, memory=memory, as_json=as_json)
 
 
-@cli.command()
-@click.argument("recipe", type=_FILE)
+@cli.command(epilog=_example("params recipe.toml layer4 @norm"))
+@click.argument("recipe", type=_FILE, shell_complete=completion.recipes)
 @click.argument("globs", nargs=-1, metavar="[GLOB]...")
 @_SET
 @click.option("--depth", type=click.IntRange(min=1), help="Name segments to show; the rest is summed up.")
@@ -132,7 +149,7 @@ def params(recipe: Path, globs: tuple[str, ...], overrides: tuple[str, ...], dep
     params(recipe, globs, overrides, depth)
 
 
-@cli.command()
+@cli.command(epilog=_example("new photos -o own.toml"))
 @click.argument("data", required=False, type=_FILE, metavar="[DATA_DIR]")
 @click.option("-o", "--output", "out", type=_FILE, help="The file to write; - prints the recipe.")
 @click.option(
@@ -156,7 +173,7 @@ def new(data: Path | None, out: Path | None, **options: Any) -> None:
     new(data, out, **options)
 
 
-@cli.command()
+@cli.command(epilog=_example("evaluate runs/flowers/first --data photos"))
 @click.argument("model", type=_FILE)
 @click.option("--data", type=_FILE, help="A folder or zip of images, or a recipe.")
 @_DEVICE
@@ -172,7 +189,7 @@ def evaluate(model: Path, data: Path | None, device: str, as_json: bool) -> None
     evaluate(model, data, device=device, as_json=as_json)
 
 
-@cli.command()
+@cli.command(epilog=_example("predict runs/flowers/first photos -o labels.csv"))
 @click.argument("model", type=_FILE)
 @click.argument("images", nargs=-1, required=True, type=_FILE, metavar="PATH...")
 @click.option("-o", "--output", "out", type=_FILE, help="CSV, or JSON lines if it ends in .jsonl.")
@@ -194,9 +211,9 @@ def predict(model: Path, images: tuple[Path, ...], out: Path | None, **options: 
     predict(model, images, out, **options)
 
 
-@cli.command("list")
+@cli.command("list", epilog=_example("list backbones efficientnet"))
 @click.argument("kind", type=click.Choice(["backbones", "data", "optimizers", "schedules", "augmentations"]))
-@click.argument("filter", default="")
+@click.argument("filter", default="", shell_complete=completion.names_of_kind)
 @reports
 def list_names(kind: str, filter: str) -> None:
     """List what a recipe may name."""
@@ -205,7 +222,7 @@ def list_names(kind: str, filter: str) -> None:
     print_list(kind, filter)
 
 
-@cli.command("schema")
+@cli.command("schema", epilog=_example("schema -o recipe.schema.json"))
 @click.option("-o", "--output", "out", type=_FILE, help="Write to a file.")
 @reports
 def print_schema(out: Path | None) -> None:
@@ -219,12 +236,24 @@ def print_schema(out: Path | None) -> None:
         files.write_atomic(out, schema().encode())
 
 
+@cli.command("completion", epilog=_example("completion bash"))
+@click.argument("shell", type=click.Choice(["bash", "zsh"]))
+@reports
+def print_completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    Bash: add eval "$(tlrecipe completion bash)" to ~/.bashrc. Zsh: the same with zsh in ~/.zshrc, behind
+    compinit.
+    """
+    completion.print_script(shell)
+
+
 @cli.group()
 def cache() -> None:
     """Look after stored features and images."""
 
 
-@cache.command("list")
+@cache.command("list", epilog=_example("cache list"))
 @reports
 def list_cache() -> None:
     """Show what is stored."""
@@ -233,7 +262,7 @@ def list_cache() -> None:
     print_cache()
 
 
-@cache.command("clear")
+@cache.command("clear", epilog=_example("cache clear"))
 @reports
 def clear_cache() -> None:
     """Remove all that is stored."""
@@ -242,7 +271,7 @@ def clear_cache() -> None:
     clear_cache()
 
 
-@cache.command("path")
+@cache.command("path", epilog=_example("cache path"))
 @reports
 def cache_path() -> None:
     """Print the folder."""
@@ -251,7 +280,7 @@ def cache_path() -> None:
     click.echo(str(files.cache_dir()))
 
 
-@cli.command()
+@cli.command(epilog=_example("doctor --json"))
 @_JSON
 @reports
 def doctor(as_json: bool) -> None:

@@ -35,9 +35,10 @@ def _rows(kind: str) -> Iterator[tuple[str, str]]:
 
 
 def _backbones() -> Iterator[tuple[str, str]]:
-    from tlrecipe.models.backbones import available
+    from tlrecipe import files
+    from tlrecipe.models.names import known_backbones
 
-    yield from available()
+    yield from known_backbones(files.cache_dir())
 
 
 def _tables(union: object, tag: str) -> Iterator[tuple[str, str]]:

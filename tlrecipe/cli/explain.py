@@ -42,6 +42,10 @@ def explain_recipe(path: Path, overrides: Sequence[str], *, memory: bool, as_jso
     if as_json:
         console.out(json.dumps(checked.explain(memory=memory), indent=2))
     else:
-        text = checked.explain_text(memory=memory)
+        from tlrecipe.planning.explain import explain_text
+
+        # Escaped before it is wrapped: what is escaped gets longer.
+        title = printable(" ".join(checked.document.recipe.description.split()))
+        text = explain_text(checked.explain(memory=memory), title)
         console.out("\n".join(printable(line) for line in text.rstrip("\n").split("\n")))
     warn(checked.warnings)

@@ -46,7 +46,7 @@ def params(path: Path, patterns: Sequence[str], overrides: Sequence[str], depth:
     root = _tree(shown, groups)
     _mark_parts(root, _tree(list(table), groups))
     limit = depth or (len(max(table.by_name, key=len)) if patterns else _DEPTH)
-    console.out(f"{recipe.backbone.name}: {_values(sum(param.numel for param in table))}")
+    console.out(f"{table.architecture}: {_values(sum(param.numel for param in table))}")
     colours = dict(zip(dict.fromkeys(groups.values()), cycle(_COLOURS)))
     if sys.stdout.isatty() or console.wants_colour(sys.stdout):
         width = console.width(sys.stdout) or _PIPE_WIDTH

@@ -22,13 +22,22 @@ class Receiver(Protocol):
 
 
 @contextmanager
-def progress(*, plain: bool) -> Iterator[Receiver]:
-    """A receiver that shows events while the block runs. ``plain`` asks for lines on a terminal too."""
+def progress(*, plain: bool = False, quiet: bool = False) -> Iterator[Receiver]:
+    """A receiver that shows events while the block runs. ``plain`` asks for lines on a terminal too,
+    ``quiet`` for warnings only."""
+    if quiet:
+        yield _warnings_only
+        return
     if plain or not sys.stderr.isatty():
         yield Lines()
         return
     with _bars() as receiver:
         yield receiver
+
+
+def _warnings_only(kind: str, /, **fields: Any) -> None:
+    if kind == "warning":
+        note(_warning(fields))
 
 
 class Lines:

@@ -15,7 +15,14 @@ from tlrecipe.cli.signals import signals
 
 
 def resume(
-    path: Path, *, device: str, plain: bool, as_json: bool, strict: bool, exit_on: Sequence[str]
+    path: Path,
+    *,
+    device: str,
+    plain: bool,
+    quiet: bool,
+    as_json: bool,
+    strict: bool,
+    exit_on: Sequence[str],
 ) -> None:
     """Go on with the run in the folder ``path`` from its newest valid checkpoint."""
     started = time.perf_counter()
@@ -26,7 +33,7 @@ def resume(
     from tlrecipe.training.engine import Stopped
     from tlrecipe.workflow.running import resume
 
-    with progress(plain=plain) as show:
+    with progress(plain=plain, quiet=quiet) as show:
         done = resume(
             path,
             device=pick_device(device),

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 from click.exceptions import Exit
 
+from tlrecipe.artifacts.tracking import tracker
 from tlrecipe.cli import console
 from tlrecipe.cli.device import pick_device
 from tlrecipe.cli.progress import percent, progress
@@ -27,7 +29,9 @@ def run(
     *,
     run_dir: Path | None,
     device: str,
+    track: Sequence[str],
     plain: bool,
+    quiet: bool,
     as_json: bool,
     exit_on: Sequence[str],
 ) -> None:
@@ -35,15 +39,21 @@ def run(
     started = time.perf_counter()
     checked = checking.plan(path, overrides, needs_data=True)
     warn(checked.warnings)
+    for text in track:
+        try:
+            tracker(text)
+        except ValueError as error:
+            raise click.UsageError(f"--track: {error}") from error
     # Torch and its company, after all that can be checked without them.
     from tlrecipe.training.engine import Stopped
     from tlrecipe.workflow.running import run
 
-    with progress(plain=plain) as show:
+    with progress(plain=plain, quiet=quiet) as show:
         done = run(
             checked,
             run_dir=run_dir,
             device=pick_device(device),
+            track=track,
             on_event=show,
             stop=signals(Stopped, exit_on),
             started=started,

@@ -129,6 +129,7 @@ CODES: dict[str, str] = {
     "TLR111": "a group that trains has no learning rate",
     "TLR112": "unknown backbone",
     "TLR113": "the backbone cannot be built",
+    "TLR114": "an argument that the backbone does not take",
     # phases
     "TLR120": "a phase trains nothing",
     "TLR121": "the new head is frozen",
@@ -153,6 +154,7 @@ CODES: dict[str, str] = {
     "TLR502": "the weights are not what they should be",
     "TLR503": "the weights do not fit the model",
     "TLR504": "a model bundle cannot be read",
+    "TLR505": "the weights may not be used for everything",
     # run directory and checkpoints
     "TLR601": "the run directory cannot be used",
     "TLR602": "a checkpoint cannot be used",

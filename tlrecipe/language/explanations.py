@@ -213,6 +213,13 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         '[backbone]\nsource = "torchvision"\nname = "efficientnet_b0"\n\n[head]\ndropout = 0.2\n\n'
         '[[phase]]\nname = "finetune"\nfreeze = ["features.[0-4]"]',
     ),
+    "TLR114": Explanation(
+        "`args` of `[backbone]` has a name or a value that the network's constructor does not take, or"
+        " something that another key decides.",
+        "Correct the name, or remove the argument; the message names what is taken.",
+        "[backbone]\nargs = { drop_path_rat = 0.1 }",
+        '[backbone]\nargs = { drop_path_rate = 0.1 }\n\n[[phase]]\nname = "finetune"',
+    ),
     # ------------------------------------------------------------------ phases
     "TLR120": Explanation(
         "All parameters stand still in this phase, so that nothing would be learned in it.",
@@ -352,6 +359,13 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         "The folder is no model that tlrecipe wrote, or not a whole one.",
         "Name a run directory that is complete, or the folder `model` in one.",
         "$ tlrecipe predict photos photos/rose/1.png",
+    ),
+    "TLR505": Explanation(
+        "A warning: the licence of the weights does not allow commercial use. What is trained from them may"
+        " be bound by it too.",
+        "Choose other weights where that matters.",
+        '[backbone]\nname = "resnet18"\nweights = "fb_swsl_ig1b_ft_in1k"',
+        '[backbone]\nname = "resnet18"\nweights = "a1_in1k"',
     ),
     # ------------------------------------------------------------------ runs
     "TLR601": Explanation(

@@ -136,7 +136,9 @@ def _resolve(location: Sequence[str | int]) -> tuple[Path, Shape, list[Shape]]:
         if len(options) > 1:
             chosen = [shape for shape in options if (tag(shape) or ("", None))[1] == part]
             inner = position + 1 < len(location)
-            options = chosen or [shape for shape in options if not inner or shape.get("type") == "object"]
+            options = chosen or [
+                shape for shape in options if not inner or shape.get("type") in ("object", "array")
+            ]
         else:
             around = options[0] if options else {}
             options = shapes(_inside(around, part))
@@ -427,7 +429,8 @@ def _expected_one(shape: Shape) -> str:
         case "array":
             return "a list with at least one entry" if shape.get("minItems") else "a list"
         case "object" if "properties" not in shape:
-            return "a table of numbers"
+            simple = shapes(shape["additionalProperties"])
+            return "a table of numbers" if len(simple) == 1 else "a table of values"
     return "a table"
 
 

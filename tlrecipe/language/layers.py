@@ -20,15 +20,23 @@ MAX_DEPTH = 40
 
 TAGS: Mapping[tuple[str, ...], str] = {
     ("data",): "source",
+    ("backbone",): "source",
     ("optimizer",): "name",
     ("phase", "optimizer"): "name",
     ("phase", "schedule"): "name",
 }
 """The key that says which table of several this is. Where it changes, the old table is left behind."""
 
+_ALIKE: Mapping[tuple[str, ...], frozenset[str]] = {("backbone",): frozenset({"timm", "torchvision"})}
+"""Values of such a key whose tables take the same keys and mean the same by them: nothing is left behind."""
+
 _RIVALS = {"epochs": "steps", "steps": "epochs"}
 _NAMED = (("group",), ("phase",))
-_FILE_PATHS: tuple[tuple[str, str], ...] = (("data", "path"), ("backbone", "weights"))
+_FILE_PATHS: tuple[tuple[str, str], ...] = (
+    ("data", "path"),
+    ("backbone", "weights"),
+    ("backbone", "path"),
+)
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -131,7 +139,9 @@ def _merge(base: Layer, child: Layer, keys: tuple[str, ...] = ()) -> Layer:
     if isinstance(base.value, dict) and isinstance(child.value, dict):
         tag_key = TAGS.get(keys, "")
         if tag_key in base.value and tag_key in child.value and not _same(base, child, tag_key):
-            return child
+            chosen = [layer.value[tag_key].value for layer in (base, child)]
+            if any(value not in _ALIKE.get(keys, ()) for value in chosen):
+                return child
         kept = base.value
         if keys == ("phase",):
             given = child.value.keys() & _RIVALS.keys()
@@ -250,6 +260,13 @@ def _settable(
                 for word in (str(position), _name(entry)):
                     if word is not None:
                         yield from _settable(entry, shape["items"], f"{name}{word}.", (*path, position))
+
+
+def settable_keys(source: Source, file: FilePath) -> list[str]:
+    """Every key that an override of this recipe may have, phases and groups by their names. Raises what
+    :func:`read_layers` does."""
+    names = (name.rstrip(".") for name, _ in _settable(read_layers(source, file)))
+    return list(dict.fromkeys(name for name in names if not re.search(r"\.[0-9]+\.", name)))
 
 
 def _assign(layer: Layer, path: Path, new: Layer, keys: tuple[str, ...] = ()) -> Layer:

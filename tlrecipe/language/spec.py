@@ -16,6 +16,7 @@ __all__ = [
     "AdamWSpec",
     "Augment",
     "BackboneSpec",
+    "BundleBackbone",
     "ComputeSpec",
     "ConstantSchedule",
     "CosineSchedule",
@@ -23,6 +24,7 @@ __all__ = [
     "FolderData",
     "GroupSpec",
     "HeadSpec",
+    "LibraryBackbone",
     "LinearSchedule",
     "OneCycleSchedule",
     "OptimizerSpec",
@@ -34,6 +36,8 @@ __all__ = [
     "ScheduleSpec",
     "StepSchedule",
     "StopRule",
+    "TimmBackbone",
+    "TorchvisionBackbone",
 ]
 
 
@@ -110,11 +114,27 @@ DataSpec = Annotated[SampleData | FolderData, Field(discriminator="source")]
 # --------------------------------------------------------------------------- network
 
 
-class BackboneSpec(Table):
-    """The pretrained network. It gets a new head with one output per class."""
+ArgumentScalar = bool | int | float | Annotated[str, Field(max_length=100)]
+ArgumentList = Annotated[tuple[ArgumentScalar, ...], Field(strict=False, max_length=64)]
+Arguments = Annotated[dict[str, ArgumentScalar | ArgumentList], Field(max_length=64)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-    source: Literal["timm", "torchvision"] = Field(examples=["timm"])
-    """The library that builds the network."""
+
+class BackboneTable(Table):
+    """Keys that every backbone takes."""
+
+    sha256: Digest | None = Field(
+        default=None, examples=["e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]
+    )
+    """Expected SHA-256 of the weights file, checked before it is parsed."""
+    args: Arguments = Field(default={}, examples=[{"drop_path_rate": 0.1}])
+    """Further arguments of the network's constructor, under the library's own names: numbers, texts, `true`
+    and `false`, or lists of them. They are checked against what the constructor takes."""
+
+
+class LibraryBackbone(BackboneTable):
+    """Keys of the networks that a library builds."""
+
     name: Annotated[str, Field(min_length=1, max_length=200)] = Field(
         examples=["tf_efficientnet_lite0", "resnet18"]
     )
@@ -125,10 +145,33 @@ class BackboneSpec(Table):
     """`"pretrained"`, a weights tag of the library, a path to a safetensors or state-dict file
     (relative to the recipe's folder), or `"none"` for random weights. Always written: random weights
     are never a fallback."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        default=None, examples=["e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]
-    )
-    """Expected SHA-256 of the weights file, checked before it is parsed."""
+
+
+class TimmBackbone(LibraryBackbone):
+    """An image classifier of timm under a new head with one output per class."""
+
+    source: Literal["timm"]
+    """Chooses this library."""
+
+
+class TorchvisionBackbone(LibraryBackbone):
+    """An image classifier of torchvision under a new head with one output per class."""
+
+    source: Literal["torchvision"]
+    """Chooses this library."""
+
+
+class BundleBackbone(BackboneTable):
+    """The model of an earlier run without its head: transfer of a transfer. Architecture, weights and
+    preprocessing are the bundle's."""
+
+    source: Literal["bundle"]
+    """Chooses an earlier model."""
+    path: Annotated[str, Field(min_length=1)] = Field(examples=["runs/hybrid/first", "model"])
+    """The run directory, or its folder `model`, relative to the recipe's own folder."""
+
+
+BackboneSpec = Annotated[TimmBackbone | TorchvisionBackbone | BundleBackbone, Field(discriminator="source")]
 
 
 class HeadSpec(Table):

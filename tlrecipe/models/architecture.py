@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from torch import nn
@@ -14,6 +14,29 @@ from tlrecipe.planning.facts import Preprocessing
 
 class Architecture(Protocol):
     """One network of one library, with one choice of weights, before anything is built."""
+
+    @property
+    def library(self) -> str:
+        """``"timm"`` or ``"torchvision"``: what builds it."""
+
+    @property
+    def name(self) -> str:
+        """What the library calls it."""
+
+    @property
+    def settings(self) -> str:
+        """Which weights' settings it has, as the ``weights`` that the library's ``resolve`` took."""
+
+    @property
+    def args(self) -> Mapping[str, Any]:
+        """Further arguments of its constructor."""
+
+    @property
+    def reserved(self) -> Mapping[str, str]:
+        """Arguments of its constructor that other keys of the recipe decide, and which."""
+
+    def with_args(self, args: Mapping[str, Any]) -> Architecture:
+        """The same with these further arguments instead of the recipe's."""
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -48,6 +71,12 @@ class Architecture(Protocol):
     def hub_config(self, model: nn.Module, classes: int, size: int | None) -> dict[str, Any]:
         """``config.json`` of timm's hub layout, as plain JSON values."""
 
+    def library_size(self, size: int | None) -> int | None:
+        """``size`` as the library's own architecture of this name takes it."""
+
+
+HEAD_DROPOUT = "write it as `dropout` of `[head]`"
+"""The cure for an argument that is the dropout in front of the head."""
 
 _INTERPOLATIONS: dict[str, Literal["bilinear", "nearest"]] = {"bilinear": "bilinear", "nearest": "nearest"}
 

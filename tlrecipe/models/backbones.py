@@ -1,4 +1,4 @@
-"""Backbones: an architecture of timm or torchvision under a new head, described or built.
+"""Backbones: an architecture of timm or torchvision, or of an earlier model, under a new head.
 
 :func:`describe` answers the compiler's questions from an empty network; :func:`build` makes the same
 network with real weights; :func:`rebuild` makes it again from what a bundle remembers.
@@ -7,9 +7,10 @@ network with real weights; :func:`rebuild` makes it again from what a bundle rem
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,10 +18,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from tlrecipe.language.diagnostics import TlrecipeError
-from tlrecipe.language.spec import BackboneSpec, HeadSpec
+from tlrecipe.language.spec import BackboneSpec, BundleBackbone, HeadSpec, LibraryBackbone
 from tlrecipe.models import weights
 from tlrecipe.models.anatomy import module_facts, param_facts
 from tlrecipe.models.architecture import Architecture
+from tlrecipe.models.arguments import check_arguments, refused
+from tlrecipe.models.bundle_record import BUNDLE, Ancestor, backbone_bundle, bad_bundle
+from tlrecipe.models.bundle_source import BundleArchitecture
 from tlrecipe.models.table import weights_kind
 from tlrecipe.planning.facts import ParamTable
 
@@ -42,6 +46,24 @@ class Backbone:
     """Licence of the weights, where known."""
     config: dict[str, Any]
     """``config.json`` of timm's hub layout, with what :func:`rebuild` needs under ``tlrecipe``."""
+    ancestors: tuple[Ancestor, ...] = ()
+    """Models of ours that the weights come from, the nearest first."""
+
+    @property
+    def identity(self) -> str:
+        """What the network computes beside its weights, as one text: part of stored features' addresses."""
+        said = self.config["tlrecipe"]
+        return json.dumps({key: said[key] for key in ("source", "name", "args", "size")}, sort_keys=True)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the weights come from and under which licence, as plain values for ``result.json``."""
+        return {
+            "architecture": self.config["tlrecipe"]["name"],
+            "origin": self.origin,
+            "sha256": self.weights_sha256,
+            "license": self.license,
+            "ancestors": [item.model_dump(mode="json") for item in self.ancestors],
+        }
 
     @property
     def head(self) -> str:
@@ -61,7 +83,8 @@ def describe(spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None 
 
     ``size`` is the image size in pixels that the network is to be built for; where it differs from the
     weights' own, a forward pass without data proves it, and ``fixed_size`` of the table says if it fails.
-    Raises TLR102, TLR112, TLR113, and TLR501 for published weights that do not exist.
+    Raises TLR102, TLR112, TLR113, TLR114, TLR501 for published weights that do not exist, TLR503 where
+    ``args`` make another network than theirs, and TLR504.
     """
     return _describe(_resolve(spec), spec, head, classes, size)
 
@@ -79,15 +102,16 @@ def build(spec: BackboneSpec, head: HeadSpec, classes: int, seed: int, size: int
     if table.fixed_size:
         raise TlrecipeError.of(
             "TLR113",
-            f"`{spec.name}` cannot be built for images of {size} pixels",
+            f"`{architecture.name}` cannot be built for images of {size} pixels",
             path=("data", "size"),
             help=f"its own size is {architecture.preprocessing.size}",
         )
     size = _other_size(architecture, size)
-    kind = weights_kind(spec.weights)
+    kind = _kind(spec)
     read: weights.Weights | None = None
     if kind != "none":
-        file = weights.from_path(spec.weights) if kind == "path" else architecture.published()
+        path = spec.weights if kind == "path" and isinstance(spec, LibraryBackbone) else None
+        file = architecture.published() if path is None else weights.from_path(path)
         read = weights.read(file, spec.sha256)
     with _seeded(seed):
         if read is None:
@@ -101,11 +125,12 @@ def build(spec: BackboneSpec, head: HeadSpec, classes: int, seed: int, size: int
                 nn.init.zeros_(parameter)
     config = architecture.hub_config(model, classes, size)
     config["tlrecipe"] = {
-        "source": spec.source,
-        "name": spec.name,
-        "weights": kind,
+        "source": architecture.library,
+        "name": architecture.name,
+        "weights": architecture.settings,
+        "args": dict(architecture.args),
         "head": head.model_dump(),
-        "size": size,
+        "size": architecture.library_size(size),
     }
     return Backbone(
         model=model.float().eval(),
@@ -115,6 +140,7 @@ def build(spec: BackboneSpec, head: HeadSpec, classes: int, seed: int, size: int
         weights_sha256=None if read is None else read.sha256,
         license=table.license,
         config=config,
+        ancestors=architecture.ancestors if isinstance(architecture, BundleArchitecture) else (),
     )
 
 
@@ -125,7 +151,11 @@ def outline(spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None =
     """
     architecture = _resolve(spec)
     size = _other_size(architecture, size)
-    return _empty(spec.name, lambda: architecture.construct(classes, head.dropout, size)).to("meta").eval()
+    return (
+        _empty(architecture.name, lambda: architecture.construct(classes, head.dropout, size))
+        .to("meta")
+        .eval()
+    )
 
 
 def rebuild(config: Mapping[str, Any], classes: int) -> nn.Module:
@@ -135,12 +165,12 @@ def rebuild(config: Mapping[str, Any], classes: int) -> nn.Module:
     """
     try:
         said = config["tlrecipe"]
-        spec = BackboneSpec(source=said["source"], name=said["name"], weights=said["weights"])
+        args = dict(said.get("args", {}))
+        architecture: Architecture = _library(said["source"]).resolve(said["name"], said["weights"], args)
         head = HeadSpec(**said["head"])
         size = None if said["size"] is None else int(said["size"])
     except (KeyError, TypeError, ValueError) as error:
         raise TlrecipeError.of("TLR504", f"the config does not say what to build: {error}") from None
-    architecture = _resolve(spec)
     with _seeded(0):
         return architecture.construct(classes, head.dropout, size).eval()
 
@@ -159,7 +189,13 @@ def _library(source: str) -> Any:
     return torchvision_source
 
 
+def _kind(spec: BackboneSpec) -> str:
+    return weights_kind(spec.weights) if isinstance(spec, LibraryBackbone) else "bundle"
+
+
 def _resolve(spec: BackboneSpec) -> Architecture:
+    if isinstance(spec, BundleBackbone):
+        return _resolve_bundle(spec)
     kind = weights_kind(spec.weights)
     if kind == "none" and spec.sha256 is not None:
         raise TlrecipeError.of(
@@ -168,8 +204,20 @@ def _resolve(spec: BackboneSpec) -> Architecture:
             path=("backbone", "sha256"),
             help="remove `sha256`, or name the weights",
         )
-    architecture: Architecture = _library(spec.source).resolve(spec.name, kind)
+    architecture: Architecture = _library(spec.source).resolve(spec.name, kind, spec.args)
     return architecture
+
+
+def _resolve_bundle(spec: BundleBackbone) -> BundleArchitecture:
+    folder, bundle = backbone_bundle(spec.path, spec.sha256)
+    said = bundle.backbone
+    try:
+        network = _library(said.source).resolve(said.name, said.weights, {**said.args, **spec.args})
+    except TlrecipeError as error:
+        reason = f"names no network: {error.diagnostics[0].message}"
+        (unusable,) = bad_bundle(folder / BUNDLE, reason).diagnostics
+        raise TlrecipeError([replace(unusable, path=("backbone", "path"))]) from error
+    return BundleArchitecture(folder, bundle, network)
 
 
 def _other_size(architecture: Architecture, size: int | None) -> int | None:
@@ -179,12 +227,14 @@ def _other_size(architecture: Architecture, size: int | None) -> int | None:
 def _describe(
     architecture: Architecture, spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None
 ) -> ParamTable:
-    kind = weights_kind(spec.weights)
+    kind = _kind(spec)
     size = _other_size(architecture, size)
+    if spec.args:
+        _check_arguments(architecture, kind, classes, size)
     model = None if size is None else _proved(architecture, classes, head.dropout, size, kind != "none")
     fixed = size is not None and model is None
     if model is None:
-        model = _empty(spec.name, lambda: architecture.construct(classes, head.dropout, None))
+        model = _empty(architecture.name, lambda: architecture.construct(classes, head.dropout, None))
     heads = architecture.heads(model)
     return ParamTable(
         params=param_facts(model, heads, *architecture.layers(model)),
@@ -196,7 +246,40 @@ def _describe(
         if architecture.sized
         else None,
         license=None if kind in ("none", "path") else architecture.license,
+        architecture=architecture.name,
     )
+
+
+def _check_arguments(architecture: Architecture, kind: str, classes: int, size: int | None) -> None:
+    """Raise TLR114 for arguments that the network does not take, or that make it unusable, and TLR503
+    for those that make another network than that of the weights."""
+    given, name = architecture.args, architecture.name
+    plain = architecture.with_args({})
+    usual = _empty(name, lambda: plain.construct(classes, 0.0, None))
+    check_arguments(given, type(usual), architecture.reserved, name)
+    try:
+        changed = _empty(name, lambda: architecture.construct(classes, 0.0, None))
+        architecture.heads(changed)
+    except TlrecipeError as error:
+        raise refused(name, given, error.diagnostics[0].message) from error
+    pixels = architecture.preprocessing.size
+    reason = _unusable(changed, classes, pixels)
+    # Some networks cannot run without values; then nothing is known.
+    if reason is not None and _unusable(usual, classes, pixels) is None:
+        raise refused(name, given, reason)
+    if kind not in ("none", "path"):
+        with torch.device("meta"):
+            architecture.loaded(usual.to("meta").state_dict(), classes, 0.0, size)
+
+
+def _unusable(model: nn.Module, classes: int, size: int) -> str | None:
+    """Why an empty network does not give one score per class and image, or None if it does."""
+    try:
+        scores = model.to("meta").eval()(torch.empty(2, 3, size, size, device="meta"))
+    except Exception as error:  # a library's network fails with whatever its arithmetic happens to raise
+        return f"{type(error).__name__}: {error}"
+    shape = tuple(getattr(scores, "shape", ()))
+    return None if shape == (2, classes) else f"it gives {shape or 'several values'}, not a score per class"
 
 
 def _proved(

@@ -19,10 +19,11 @@ from typing import Any
 
 from tlrecipe import files
 from tlrecipe.language.diagnostics import TlrecipeError
-from tlrecipe.language.spec import BackboneSpec, HeadSpec
+from tlrecipe.language.spec import BackboneSpec, BundleBackbone, HeadSpec
+from tlrecipe.models.bundle_record import BUNDLE, backbone_bundle
 from tlrecipe.planning.facts import ModuleFact, ParamFact, ParamTable, Preprocessing
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same network would give another table: tables of other formats are made anew."""
 
 _LIBRARIES = ("torch", "timm", "torchvision")
@@ -80,17 +81,29 @@ def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 def _key(spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None) -> str:
     request = {
         "format": FORMAT,
-        "source": spec.source,
-        "name": spec.name,
-        "weights": weights_kind(spec.weights),
+        "backbone": _identity(spec),
+        "args": spec.args,
         # Not part of the table, but what is wrong with it has to be said each time.
         "pinned": spec.sha256 is not None,
         "head": head.model_dump(),
         "classes": classes,
         "size": size,
-        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "libraries": versions(),
     }
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of the libraries that networks come from; None for one that is not installed."""
+    return {name: _version(name) for name in _LIBRARIES}
+
+
+def _identity(spec: BackboneSpec) -> list[str]:
+    """What names a network: of an earlier model, the content of what it says of itself."""
+    if isinstance(spec, BundleBackbone):
+        folder, _ = backbone_bundle(spec.path, spec.sha256)
+        return [spec.source, files.sha256(folder / BUNDLE, code="TLR504")]
+    return [spec.source, spec.name, weights_kind(spec.weights)]
 
 
 def _version(distribution: str) -> str | None:

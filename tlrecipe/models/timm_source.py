@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakSet
@@ -19,7 +19,13 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.models.anatomy import depths_by_name, stages_by_name
-from tlrecipe.models.architecture import as_preprocessing, no_dropout, no_weights, unknown_name
+from tlrecipe.models.architecture import (
+    HEAD_DROPOUT,
+    as_preprocessing,
+    no_dropout,
+    no_weights,
+    unknown_name,
+)
 from tlrecipe.models.weights import (
     StateDict,
     WeightsFile,
@@ -40,8 +46,10 @@ def names() -> list[str]:
     return list(timm.list_models())
 
 
-def resolve(name: str, weights: str) -> TimmArchitecture:
+def resolve(name: str, weights: str, args: Mapping[str, Any]) -> TimmArchitecture:
     """The architecture ``name`` with ``weights``: ``"none"``, ``"path"``, ``"pretrained"`` or a tag.
+
+    ``args`` are further arguments of its constructor, which are not checked here.
 
     Raises TLR112 for an unknown name and TLR501 for weights that are not published.
     """
@@ -60,7 +68,7 @@ def resolve(name: str, weights: str) -> TimmArchitecture:
         cfg = published.get(weights)
     if cfg is None or (weights == "pretrained" and not cfg.has_weights):
         raise no_weights(name, weights, list(published))
-    return TimmArchitecture(name, cfg.tag or "", cfg)
+    return TimmArchitecture(name, cfg.tag or "", cfg, weights, args)
 
 
 def _elsewhere(name: str, known: list[str]) -> str | None:
@@ -81,6 +89,22 @@ class TimmArchitecture:
     name: str
     tag: str
     cfg: PretrainedCfg
+    settings: str
+    args: Mapping[str, Any]
+
+    @property
+    def library(self) -> str:
+        return "timm"
+
+    @property
+    def reserved(self) -> Mapping[str, str]:
+        return {"drop_rate": HEAD_DROPOUT}
+
+    def with_args(self, args: Mapping[str, Any]) -> TimmArchitecture:
+        return replace(self, args=args)
+
+    def library_size(self, size: int | None) -> int | None:
+        return size
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -109,7 +133,9 @@ class TimmArchitecture:
         if size is not None and self.sized:
             more["img_size"] = size
         full = f"{self.name}.{self.tag}" if self.tag else self.name
-        network: nn.Module = timm.create_model(full, num_classes=classes, drop_rate=dropout, **more)
+        network: nn.Module = timm.create_model(
+            full, num_classes=classes, drop_rate=dropout, **(dict(self.args) | more)
+        )
         if dropout > 0 and not _drops(network, dropout):
             raise no_dropout(self.name)
         return network
@@ -188,8 +214,8 @@ class TimmArchitecture:
             "num_features": model.num_features,
             "pretrained_cfg": cfg,
         }
-        if self.sized:
-            config["model_args"] = {"img_size": pixels}
+        if model_args := dict(self.args) | ({"img_size": pixels} if self.sized else {}):
+            config["model_args"] = model_args
         plain: dict[str, Any] = json.loads(json.dumps(config))
         return plain
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +20,13 @@ from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from tlrecipe.models.anatomy import depths_by_name, stages_by_name
-from tlrecipe.models.architecture import as_preprocessing, no_dropout, no_weights, unknown_name
+from tlrecipe.models.architecture import (
+    HEAD_DROPOUT,
+    as_preprocessing,
+    no_dropout,
+    no_weights,
+    unknown_name,
+)
 from tlrecipe.models.weights import StateDict, WeightsFile, check_fit, from_url, unfit
 from tlrecipe.planning.facts import Preprocessing
 
@@ -39,8 +46,10 @@ def names() -> list[str]:
     return list(models.list_models(module=models))
 
 
-def resolve(name: str, weights: str) -> TorchvisionArchitecture:
+def resolve(name: str, weights: str, args: Mapping[str, Any]) -> TorchvisionArchitecture:
     """The architecture ``name`` with ``weights``: ``"none"``, ``"path"``, ``"pretrained"`` or a tag.
+
+    ``args`` are further arguments of its constructor, which are not checked here.
 
     Raises TLR112 for an unknown name and TLR501 for an unknown tag.
     """
@@ -51,7 +60,7 @@ def resolve(name: str, weights: str) -> TorchvisionArchitecture:
     tag = "DEFAULT" if weights in ("none", "path", "pretrained") else weights
     if tag not in choices.__members__:
         raise no_weights(name, tag, list(choices.__members__))
-    return TorchvisionArchitecture(name, choices[tag])
+    return TorchvisionArchitecture(name, choices[tag], weights, args)
 
 
 def _elsewhere(name: str) -> str | None:
@@ -66,6 +75,12 @@ class TorchvisionArchitecture:
 
     name: str
     weights: WeightsEnum
+    settings: str
+    args: Mapping[str, Any]
+
+    @property
+    def library(self) -> str:
+        return "torchvision"
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -78,6 +93,17 @@ class TorchvisionArchitecture:
         return str(self.weights.meta.get("license", "BSD-3-Clause"))
 
     @property
+    def reserved(self) -> Mapping[str, str]:
+        # That of these two is for their blocks; all others have theirs in front of the head.
+        return {} if self.name.startswith(("vit_", "swin_")) else {"dropout": HEAD_DROPOUT}
+
+    def with_args(self, args: Mapping[str, Any]) -> TorchvisionArchitecture:
+        return replace(self, args=args)
+
+    def library_size(self, size: int | None) -> int | None:
+        return size
+
+    @property
     def sized(self) -> bool:
         return bool(self._size_arguments(None))
 
@@ -88,7 +114,7 @@ class TorchvisionArchitecture:
         return {"input_size": (size, size)} if self.name.startswith("maxvit_") else {}
 
     def _network(self, classes: int, size: int | None) -> nn.Module:
-        arguments = _ARGUMENTS.get(self.name, {}) | self._size_arguments(size)
+        arguments = _ARGUMENTS.get(self.name, {}) | self._size_arguments(size) | dict(self.args)
         network: nn.Module = models.get_model(self.name, weights=None, num_classes=classes, **arguments)
         return network
 

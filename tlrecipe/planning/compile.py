@@ -14,6 +14,7 @@ from tlrecipe.language.diagnostics import Diagnostic, Label, Path, TlrecipeError
 from tlrecipe.language.globs import parse_pattern
 from tlrecipe.language.spec import GroupSpec, PhaseSpec, Recipe
 from tlrecipe.planning.facts import DatasetInfo, ParamFact, ParamTable, Preprocessing
+from tlrecipe.planning.licenses import non_commercial
 from tlrecipe.planning.patterns import Matcher
 from tlrecipe.planning.plan import Match, ParamGroup, PhasePlan, Plan
 from tlrecipe.planning.schedules import warmup_steps
@@ -94,6 +95,13 @@ class _Compiler:
                 self._no_validation(),
             )
         self._check_size(("data", "size"), recipe.data.size)
+        if non_commercial(self.table.license):
+            self.warn(
+                "TLR505",
+                f"the weights of {self.table.architecture} are not for commercial use:"
+                f" their licence is {self.table.license}",
+                ("backbone", "weights"),
+            )
         resolved = [phase for phase in phases if phase is not None]
         if partition is None or len(resolved) < len(phases):
             return None
@@ -129,7 +137,7 @@ class _Compiler:
         if size is not None and self.table.fixed_size and size != own:
             self.error(
                 "TLR131",
-                f"{self.recipe.backbone.name} takes images of {own} pixels only, not {size}",
+                f"{self.table.architecture} takes images of {own} pixels only, not {size}",
                 path,
                 f"leave `size` out, or set it to {own}",
             )
@@ -137,7 +145,7 @@ class _Compiler:
             built = self.table.built_size
             self.error(
                 "TLR131",
-                f"{self.recipe.backbone.name} is built for images of {built} pixels, not {size}",
+                f"{self.table.architecture} is built for images of {built} pixels, not {size}",
                 path,
                 "leave the phase's `size` out: [data] size is the one that the network is built for",
                 [Label(("data", "size"), "built for this size")] if self.recipe.data.size else [],

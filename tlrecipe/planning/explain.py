@@ -74,6 +74,8 @@ def explain(plan: Plan, table: ParamTable, prefixes: Sequence[PrefixFacts] = ())
         "patterns": [asdict(m) for m in plan.phases[0].matches if m.where not in ("freeze", "thaw")],
         "tied": {param.name: list(param.aliases) for param in table if param.aliases},
         "final_weights": plan.final_weights,
+        "architecture": table.architecture,
+        "pretrained": table.pretrained,
         "license": table.license,
         "phases": phases,
     }
@@ -129,6 +131,7 @@ def explain_text(facts: Mapping[str, Any], title: str = "") -> str:
         lines.append(f"{len(facts['classes'])} classes; images: {counts}")
     groups = ", ".join(f"{name} {_count(size)}" for name, size in facts["groups"].items())
     lines.append(f"{_count(facts['parameters'])} parameters: {groups}")
+    lines.append(f"backbone: {facts['architecture']}, {_weights(facts)}")
     for name, aliases in facts["tied"].items():
         lines.append(f"tied: {name} = {', '.join(aliases)}")
     lines += [_pattern(match) for match in facts["patterns"]]
@@ -173,6 +176,12 @@ def _phase_lines(phase: Mapping[str, Any], number: int, count: int) -> list[str]
     if phase["predicted_memory_bytes"] is not None:
         lines.append(f"  predicted peak memory: {phase['predicted_memory_bytes'] / 1e6:,.0f} MB")
     return lines
+
+
+def _weights(facts: Mapping[str, Any]) -> str:
+    if not facts["pretrained"]:
+        return "random weights"
+    return f"licence of the weights: {facts['license'] or 'not known'}"
 
 
 def _pattern(match: Mapping[str, Any]) -> str:

@@ -101,6 +101,8 @@ class ParamTable:
     """The one image size that the network, as built, accepts; None where it takes more than one."""
     license: str | None = None
     """Licence of the weights, where known."""
+    architecture: str = "the backbone"
+    """What the library calls the network."""
 
     @cached_property
     def by_name(self) -> dict[str, ParamFact]:

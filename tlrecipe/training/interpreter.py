@@ -179,7 +179,7 @@ class _Run:
         self.emit, self.save, self.store, self.device, self.stop = emit, save, store, device, stop
         self.save_now = save_now
         self.model = backbone.model.to(device).to(memory_format=torch.channels_last)
-        self.addresses = Addresses(plan, str(backbone.config.get("architecture")), device)
+        self.addresses = Addresses(plan, backbone.identity, device)
         self.state = _State()
         self.splits: list[Split] = []
         self.choices: list[Choice] = []

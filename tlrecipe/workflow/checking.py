@@ -51,18 +51,12 @@ class Checked:
 
     def _prefixes(self, *, memory: bool) -> tuple[PrefixFacts, ...]:
         """What each phase could compute once, found on a network without memory behind its weights."""
-        from tlrecipe.models.backbones import rebuild
-        from tlrecipe.models.table import weights_kind
+        from tlrecipe.models.backbones import outline
         from tlrecipe.training.forecast import decoded_bytes, prefix_facts
 
         recipe = self.document.recipe
-        said = {
-            **recipe.backbone.model_dump(include={"source", "name"}),
-            "weights": weights_kind(recipe.backbone.weights),
-            "head": recipe.head.model_dump(),
-            "size": recipe.data.size,
-        }
-        model = rebuild({"tlrecipe": said}, len(self.plan.classes) or PLACEHOLDER_CLASSES).to("meta")
+        classes = len(self.plan.classes) or PLACEHOLDER_CLASSES
+        model = outline(recipe.backbone, recipe.head, classes, recipe.data.size)
         known = memory and self.listing is not None
         pixels = decoded_bytes(self.listing, self.plan.preprocessing) if known and self.listing else 0
         facts = prefix_facts(self.plan, model, pixel_bytes=pixels)

@@ -19,6 +19,7 @@ from tlrecipe.artifacts.bundle import write_bundle
 from tlrecipe.artifacts.environment import environment, version
 from tlrecipe.artifacts.rundir import RunDirectory, refuse_used
 from tlrecipe.artifacts.runs import Run
+from tlrecipe.artifacts.tracking import Tracking, tracker
 from tlrecipe.data.pixels import duplicates
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.text import Document, Overrides
@@ -85,6 +86,7 @@ def run(
     *,
     run_dir: str | Path | None = None,
     device: torch.device | str = "auto",
+    track: Sequence[str] = (),
     on_event: Emit = _silent,
     stop: Stop = _never,
     started: float | None = None,
@@ -96,6 +98,8 @@ def run(
         overrides: Values to change in a recipe file; see :func:`tlrecipe.load`.
         run_dir: Where to write; by default a new folder ``runs/<recipe>/<time>-<id>``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, or a device of torch.
+        track: Trackers to send the run's values to: ``"tensorboard"``, ``"mlflow"`` or ``"wandb"``, with
+            ``:`` and a folder, a tracking URI or a project behind it where it is not the default.
         on_event: Called with each event of the run: its kind, and its fields by name. The warnings of a
             recipe that is checked here are events too.
         stop: Asked after each step; once it says yes, the run saves a checkpoint and returns.
@@ -105,9 +109,11 @@ def run(
         TlrecipeError: with every mistake in the recipe, its data or its weights, before anything is
             written; TLR601 where ``run_dir`` holds anything; TLR404 for images that cannot be used;
             TLR701 where a loss is not finite; TLR901.
-        ValueError: where there is no such device.
+        ValueError: where there is no such device or tracker.
     """
     started = time.perf_counter() if started is None else started
+    for text in track:
+        tracker(text)
     if isinstance(recipe, Checked) and recipe.listing is not None and not overrides:
         checked = recipe
     else:
@@ -125,7 +131,7 @@ def run(
         directory.write_text("recipe.resolved.toml", checked.document.resolved())
         directory.write_json("plan.json", checked.plan.as_dict())
         directory.write_json("environment.json", environment(where))
-        return _carried_out(checked, backbone, directory, where, on_event, stop, started, None)
+        return _carried_out(checked, backbone, directory, where, track, on_event, stop, started, None)
 
 
 def resume(
@@ -175,7 +181,7 @@ def resume(
             phase, step, records = _progress(saved.values)
             directory.cut_metrics(records)
             on_event("resume", phase=phase, step=step)
-        return _carried_out(checked, _backbone(checked), directory, where, on_event, stop, started, saved)
+        return _carried_out(checked, _backbone(checked), directory, where, (), on_event, stop, started, saved)
 
 
 # --------------------------------------------------------------------------- what both do
@@ -204,15 +210,31 @@ def _carried_out(
     backbone: Backbone,
     directory: RunDirectory,
     device: torch.device,
+    track: Sequence[str],
     on_event: Emit,
     stop: Stop,
     started: float,
     resume: checkpoint.Saved | None,
 ) -> Run:
     """Train, from the start or from a checkpoint, and write what the run leaves."""
-    with located(checked.document):
-        result = _trained(checked, backbone, directory, device, on_event, stop, started, resume)
-    directory.write_json("result.json", result)
+    settings = checked.document.recipe.model_dump(mode="json", exclude_none=True)
+    tracking = Tracking(
+        track, checked.plan, directory.path, settings, lambda text: on_event("warning", message=text)
+    )
+
+    def tell(kind: str, /, **fields: Any) -> None:
+        on_event(kind, **fields)
+        tracking(kind, **fields)
+
+    complete = False
+    try:
+        with located(checked.document):
+            result = _trained(checked, backbone, directory, device, tell, stop, started, resume)
+        directory.write_json("result.json", result)
+        complete = result["status"] == "complete"
+    finally:
+        kept = [directory.path / name for name in ("recipe.resolved.toml", "result.json")]
+        tracking.finish(complete, [path for path in kept if path.exists()])
     return Run.load(directory.path)
 
 
@@ -231,7 +253,7 @@ def _trained(
     assert listing is not None
     written = files.read(directory.path / "recipe.toml", code="TLR601")
     recipe_sha256 = hashlib.sha256(written).hexdigest()
-    result = {"status": "stopped", "recipe": recipe.name, "recipe_sha256": recipe_sha256}
+    result: dict[str, Any] = {"status": "stopped", "recipe": recipe.name, "recipe_sha256": recipe_sha256}
 
     def emit(kind: str, /, **fields: Any) -> None:
         on_event(kind, **fields)
@@ -282,6 +304,7 @@ def _trained(
     except Stopped:
         return result
     seconds = {"total": time.perf_counter() - started, "data": data.seconds}
+    result["backbone"] = backbone.provenance()
     return result | _outcome(done, plan.classes, seconds)
 
 
