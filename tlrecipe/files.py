@@ -47,6 +47,19 @@ class Operations:
     def mkdir(self, path: Path) -> None:
         path.mkdir()
 
+    def truncate(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
+
+    def reserve(self, descriptor: int, size: int) -> None:
+        """Claim the space of a file now: a full disk met later, through a map, kills the process."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.ftruncate(descriptor, size)
+
+    def touch(self, path: Path) -> None:
+        os.utime(path)
+
     def unlink(self, path: Path) -> None:
         path.unlink()
 
@@ -104,8 +117,10 @@ def _regular(path: Path, code: str) -> Iterator[BufferedReader]:
         raise TlrecipeError.of(code, f"cannot read `{path}`: {_reason(error)}") from error
 
 
-def write_atomic(path: Path, data: Buffer | Iterable[Buffer], *, size: int | None = None) -> None:
-    """Put ``data`` under ``path``, whole or not at all, and flushed to the disk.
+def write_atomic(
+    path: Path, data: Buffer | Iterable[Buffer], *, size: int | None = None, sync: bool = True
+) -> None:
+    """Put ``data`` under ``path``, whole or not at all, and flushed to the disk unless ``sync`` is false.
 
     ``data`` may come in pieces, so that large state is never copied in memory; ``size`` is then its
     length in bytes, for the message on a full disk. On any error, an interrupt included, the temporary
@@ -121,12 +136,14 @@ def write_atomic(path: Path, data: Buffer | Iterable[Buffer], *, size: int | Non
             try:
                 for chunk in chunks:
                     _write_all(descriptor, chunk)
-                # Never repeated: the kernel reports a failed write-back once and then forgets it.
-                operations.fsync(descriptor)
+                if sync:
+                    # Never repeated: the kernel reports a failed write-back once and then forgets it.
+                    operations.fsync(descriptor)
             finally:
                 os.close(descriptor)
             operations.rename(temporary, path)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
     except OSError as error:
         raise disk_error("write", path, error, size) from error
 
@@ -144,7 +161,9 @@ def append_line(path: Path, line: str, *, sync: bool = True) -> None:
             try:
                 _write_all(descriptor, data)
             except OSError:
-                os.ftruncate(descriptor, before)
+                # A device has no length to go back to.
+                with contextlib.suppress(OSError):
+                    operations.truncate(descriptor, before)
                 raise
             if sync:
                 operations.fsync(descriptor)
@@ -152,6 +171,43 @@ def append_line(path: Path, line: str, *, sync: bool = True) -> None:
             os.close(descriptor)
     except OSError as error:
         raise disk_error("write", path, error, len(data)) from error
+
+
+def write_truncated(descriptor: int, data: Buffer) -> None:
+    """Replace what an open file holds. Not atomic: for a file that only its holder means, such as a lock."""
+    operations.truncate(descriptor, 0)
+    _write_all(descriptor, data)
+
+
+@contextlib.contextmanager
+def scratch_file(folder: Path, size: int) -> Iterator[int]:
+    """A descriptor of ``size`` reserved bytes in ``folder`` (made where it is missing), to be mapped.
+
+    The file has no name any more when the block begins, so it goes with the process, however that ends.
+    Raises ``OSError``: what is lost is the caller's to say.
+    """
+    if not folder.exists():
+        make_folder(folder)
+    path = _temporary(folder / "scratch")
+    descriptor = operations.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        operations.unlink(path)
+        operations.reserve(descriptor, size)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file of ``size`` bytes, whose space is claimed, to be mapped. Raises TLR901."""
+    try:
+        descriptor = operations.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            operations.reserve(descriptor, size)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise disk_error("write", path, error, size) from error
 
 
 @contextlib.contextmanager
@@ -173,6 +229,25 @@ def new_folder(path: Path) -> Iterator[Path]:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise TlrecipeError.of("TLR601", f"`{path}` is there already: nothing is overwritten") from error
         raise disk_error("write", path, error) from error
+
+
+def make_temporary_folder(path: Path) -> Path:
+    """An empty folder beside ``path`` under a temporary name, for :func:`rename_folder`. Raises TLR901."""
+    temporary = _temporary(path)
+    try:
+        operations.mkdir(temporary)
+    except OSError as error:
+        raise disk_error("make", temporary, error) from error
+    return temporary
+
+
+def rename_folder(source: Path, target: Path) -> None:
+    """Give a temporary folder its name; does nothing where ``target`` is there. Raises TLR901."""
+    try:
+        operations.rename(source, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise disk_error("write", target, error) from error
 
 
 def make_folder(path: Path) -> None:
@@ -203,6 +278,44 @@ def remove(path: Path) -> None:
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files and folders that a crash left in ``folder``, sorted."""
     return sorted(path for path in folder.iterdir() if path.name.startswith(".") and _TEMPORARY in path.name)
+
+
+def is_being_written(leftover: Path) -> bool:
+    """Whether the process that made a temporary file or folder may still be alive on this machine."""
+    pid = leftover.name.rpartition(_TEMPORARY)[2].partition("-")[0]
+    if not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def touch(path: Path) -> None:
+    """Set a file's time of last use to now. Raises ``OSError``."""
+    operations.touch(path)
+
+
+def free_bytes(path: Path) -> int | None:
+    """Bytes that may still be written where ``path`` is or would be; None where that cannot be told."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(_nearest_there(path)).free
+    return None
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two paths, which need not be there yet, share their free space."""
+    try:
+        return _nearest_there(one).stat().st_dev == _nearest_there(other).stat().st_dev
+    except OSError:
+        return False
+
+
+def _nearest_there(path: Path) -> Path:
+    return next((folder for folder in (path, *path.absolute().parents) if folder.exists()), path)
 
 
 def sync_folder(folder: Path) -> None:

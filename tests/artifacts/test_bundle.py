@@ -92,6 +92,7 @@ def test_it_holds_nothing_but_plain_files_of_known_kinds(written: Path) -> None:
     assert names == ["README.md", "bundle.json", "config.json", "model.safetensors"]
 
 
+@pytest.mark.case("E11")
 def test_it_moves(written: Path, tmp_path: Path, network: Backbone) -> None:
     (tmp_path / "elsewhere").symlink_to(written)
     assert torch.equal(logits(Model.load(tmp_path / "elsewhere").model), logits(network.model))
@@ -111,6 +112,7 @@ def test_the_model_card_shows_foreign_names_as_text(written: Path) -> None:
     assert "| test | accuracy | 0.5000 |" in card
 
 
+@pytest.mark.case("E10")
 def test_a_failed_write_leaves_no_folder(
     tmp_path: Path, network: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +277,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [paths[0], folder / "text.png", *paths[1:], folder / "missing.png"]
 
 
+@pytest.mark.case("E02")
 def test_one_row_per_file_in_the_order_given(written: Path, photos: list[Path]) -> None:
     rows = list(Model.load(written).predict(photos, top=2))
     assert [row.file for row in rows] == [str(path) for path in photos]
@@ -288,6 +291,7 @@ def test_one_row_per_file_in_the_order_given(written: Path, photos: list[Path]) 
             assert row.top[0][1] >= row.top[1][1]
 
 
+@pytest.mark.case("E03")
 def test_the_size_of_batches_does_not_change_results(written: Path, photos: list[Path]) -> None:
     model = Model.load(written)
     whole = list(model.predict(photos))

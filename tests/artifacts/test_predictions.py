@@ -58,6 +58,7 @@ def test_csv_parses_to_what_was_written(tmp_path: Path) -> None:
 
 
 @given(label=st.text(st.characters(exclude_categories=["Cs"])))
+@pytest.mark.case("E04")
 def test_any_class_name_survives_csv(label: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("csv") / "out.csv"
     write_predictions([Prediction(label, label, 1.0, None)], path)
@@ -106,6 +107,7 @@ def test_a_name_that_is_not_utf8_does_not_break_the_file(tmp_path: Path) -> None
     assert parse(tmp_path / "out.csv")[0]["file"] == "caf\\udce9.png"
 
 
+@pytest.mark.case("E07")
 def test_an_interrupted_prediction_leaves_no_file(tmp_path: Path) -> None:
     def stopping() -> Iterator[Prediction]:
         yield rows()[0]

@@ -44,6 +44,7 @@ def test_the_name_is_recipe_time_and_id(tmp_path: Path) -> None:
         assert not run.model.exists()
 
 
+@pytest.mark.case("C07")
 def test_an_empty_folder_is_taken_and_a_used_one_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     RunDirectory.create("r", path=tmp_path / "empty").close()
@@ -57,19 +58,21 @@ def test_an_empty_folder_is_taken_and_a_used_one_refused(tmp_path: Path) -> None
         RunDirectory.create("r", path=tmp_path / "used" / "thesis.doc")
 
 
+@pytest.mark.case("C08")
 def test_a_second_process_is_told_the_pid_of_the_first(tmp_path: Path) -> None:
     process = hold(tmp_path / "run")
     try:
-        with pytest.raises(TlrecipeError, match=f"process {process.pid} is working") as caught:
+        with pytest.raises(TlrecipeError, match=f"process {process.pid} on .* is working") as caught:
             RunDirectory.create("r", path=tmp_path / "run")
         assert caught.value.exit_code == 6
-        with pytest.raises(TlrecipeError, match=f"process {process.pid} is working"):
+        with pytest.raises(TlrecipeError, match=f"process {process.pid} on .* is working"):
             RunDirectory(tmp_path / "run")
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
 
+@pytest.mark.case("C08")
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     process = hold(tmp_path / "run")
     process.send_signal(signal.SIGKILL)

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
 from project import Finished, invoke
+from zygote import Zygote
 
-from tlrecipe.cli import run as run_module
+from tlrecipe import files
+from tlrecipe.artifacts import checkpoint
+from tlrecipe.cli.signals import Signals
 
 
-@contextmanager
-def _stop_at(k: int) -> Iterator[Callable[[], bool]]:
+def _stop_at(k: int) -> Callable[[Signals], bool]:
     asked = [0]
 
-    def stop() -> bool:
+    def stop(self: Signals) -> bool:
         asked[0] += 1
         return asked[0] >= k
 
-    yield stop
+    return stop
 
 
 def stopped_run(project: Path, directory: Path, k: int, monkeypatch: pytest.MonkeyPatch) -> Result:
     """Run the tiny recipe, with a request to stop the k-th time that the interpreter asks."""
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "stop_on_signal", lambda: _stop_at(k))
+        patch.setattr(Signals, "stop", _stop_at(k))
         return invoke("run", project / "tiny.toml", "--run-dir", directory, "--device", "cpu")
 
 
@@ -135,6 +139,108 @@ def test_what_is_not_the_same_run_is_refused(
     assert not (directory / "model").exists()
 
 
+def rewritten(directory: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Put a checkpoint with other values and facts, but sound bytes, in the place of all there are."""
+    saved, _ = checkpoint.newest(directory / "checkpoints")
+    assert saved is not None
+    values, run = json.loads(json.dumps([saved.values, saved.run]))
+    change(values, run)
+    for path in (directory / "checkpoints").iterdir():
+        path.unlink()
+    checkpoint.save(directory / "checkpoints", saved.tensors, values, run)
+
+
+def test_c23_what_may_change_the_last_bits_is_said_and_strict_refuses(
+    project: Path, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "run"
+    stopped_run(project, directory, 5, monkeypatch)
+    rewritten(directory, lambda values, run: run["numerics"].update(threads=64))
+    refused = invoke("resume", directory, "--device", "cpu", "--strict")
+    assert refused.exit_code == 6
+    assert "not bit-exact: threads was 64" in refused.stderr
+    resumed = invoke("resume", directory, "--device", "cpu")
+    assert resumed.exit_code == 0
+    assert "not bit-exact: threads was 64" in resumed.stderr
+    assert_same(directory, finished)
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
+    "C22-step-of-no-phase": lambda values, run: values["state"].update(step=10**9),
+    "C22-negative-phase": lambda values, run: values["state"].update(phase=-1),
+    "C22-text-for-a-number": lambda values, run: values["state"].update(records="<script>"),
+    "C22-an-unknown-field": lambda values, run: values["state"].update({"__import__('os')": 1}),
+    "C22-no-state": lambda values, run: values.clear(),
+    "R25-another-digest-of-the-recipe": lambda values, run: run.update(recipe_sha256="0" * 64),
+    "C11-facts-of-another-version": lambda values, run: run.update(gpus=8),
+    "C12-another-class": lambda values, run: run["classes"].append("violet"),
+}
+
+
+@pytest.mark.case("C11", "C12", "C22", "R25")
+def test_hand_edited_checkpoints_are_refused(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tmp_path / "start"
+    stopped_run(project, start, 5, monkeypatch)
+    for name, change in HOSTILE.items():
+        directory = shutil.copytree(start, tmp_path / name)
+        rewritten(directory, change)
+        result = invoke("resume", directory, "--device", "cpu")
+        assert (name, result.exit_code) == (name, 6), result.output
+        assert "TLR602" in result.stderr
+
+
+@pytest.mark.case("R25")
+def test_a_recipe_that_is_edited_while_it_runs_changes_nothing(
+    project: Path, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = shutil.copytree(project, tmp_path / "project", ignore=shutil.ignore_patterns("run*"))
+    stopped_run(own, tmp_path / "run", 5, monkeypatch)
+    (own / "tiny.toml").write_text("epochs = 99")
+    assert invoke("resume", tmp_path / "run", "--device", "cpu").exit_code == 0
+    assert metrics(tmp_path / "run") == metrics(finished.directory)
+
+
+def test_k02_no_room_for_a_line_of_metrics_saves_what_was_trained_first(
+    project: Path, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(files.Operations):
+        def open(self, path: Path, flags: int) -> int:
+            if path.name == "metrics.jsonl":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().open(path, flags)
+
+    directory = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "operations", Full())
+        full = invoke("run", project / "tiny.toml", "--run-dir", directory, "--device", "cpu")
+    assert full.exit_code == 9 and "ENOSPC" in full.stderr
+    saved, _ = checkpoint.newest(directory / "checkpoints")
+    assert saved is not None and saved.values["state"]["step"] > 0
+    assert invoke("resume", directory, "--device", "cpu").exit_code == 0
+    assert_same(directory, finished)
+
+
+@pytest.mark.parametrize(("share", "code"), [(0.9, 9), (1.5, 0)], ids=["K03-too-little", "K03-narrow"])
+def test_free_space_is_compared_before_anything_is_trained(
+    share: float,
+    code: int,
+    project: Path,
+    finished: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory = tmp_path / "run"
+    # Three checkpoints of the network, two tensors of Adam's and the best weights beside it, and the bundle.
+    needed = 13 * (finished.directory / "model" / "model.safetensors").stat().st_size
+    monkeypatch.setattr(files, "free_bytes", lambda path: share * needed if path == directory else None)
+    result = invoke("run", project / "tiny.toml", "--run-dir", directory, "--device", "cpu")
+    assert result.exit_code == code, result.output
+    assert "needs" in result.stderr and "3 checkpoints of" in result.stderr
+    assert directory.exists() == (code == 0)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     result = invoke("resume", tmp_path)
     assert result.exit_code == 6
@@ -153,28 +259,38 @@ def long_run(project: Path) -> Finished:
     return Finished(directory, through)
 
 
-def _process(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tlrecipe", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote() as started:
+        yield started
 
 
-def _wait_for_checkpoint(directory: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not list((directory / "checkpoints").glob("[0-9]*")) and process.poll() is None:
+def _wait_for_checkpoint(directory: Path) -> None:
+    deadline = time.monotonic() + 600
+    while not list((directory / "checkpoints").glob("[0-9]*")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "P01-term"])
-def test_a_process_that_gets_a_signal_leaves_a_run_that_can_be_resumed(
-    number: signal.Signals, project: Path, long_run: Finished, tmp_path: Path
+ENDS: dict[str, tuple[int, ...]] = {
+    "kill": (signal.SIGKILL,),
+    "P01-P02-term": (signal.SIGTERM,),
+    "P08-stop": (signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM),
+    "P12-term-and-kill": (signal.SIGTERM, signal.SIGKILL),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_a_process_group_that_gets_signals_leaves_a_run_that_can_be_resumed(
+    case: str, project: Path, long_run: Finished, zygote: Zygote, tmp_path: Path
 ) -> None:
     directory = tmp_path / "run"
-    process = _process("run", project / "tiny.toml", "--run-dir", directory, "--device", "cpu", *LONG)
-    _wait_for_checkpoint(directory, process)
-    time.sleep(0.3)
-    process.send_signal(number)
-    assert process.wait(60) == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    pid = zygote.start("run", project / "tiny.toml", "--run-dir", directory, "--device", "cpu", *LONG)
+    _wait_for_checkpoint(directory)
+    for number in ENDS[case]:
+        time.sleep(0.1)
+        os.killpg(pid, number)
+    assert zygote.wait() in ((75,) if signal.SIGKILL not in ENDS[case] else (75, -signal.SIGKILL))
     assert not (directory / "model").exists()
     resumed = invoke("resume", directory, "--device", "cpu")
     assert resumed.exit_code == 0, resumed.output
@@ -182,30 +298,48 @@ def test_a_process_that_gets_a_signal_leaves_a_run_that_can_be_resumed(
 
 
 @pytest.mark.slow
-def test_fifty_random_kills_of_a_real_run(tmp_path: Path) -> None:
-    """The sample and its pretrained network, killed until fifty kills have hit, then compared."""
-    import random
-
+@pytest.mark.case("C01", "C14")
+def test_fifty_random_kills_of_a_real_run(zygote: Zygote, tmp_path: Path) -> None:
+    """The sample and its pretrained network, killed at random moments of its whole life: while it decodes,
+    measures, computes features, trains, saves, evaluates and writes the bundle. Each life that ends by
+    itself is compared, and a new run begins, until fifty kills have hit."""
     recipe = Path(__file__).parents[2] / "recipes" / "hybrid.toml"
-    small = ("--set", "data.size=32", "--set", "data.per_class=10", "--device", "cpu")
-    reference = _process("run", recipe, "--run-dir", tmp_path / "through", *small)
-    assert reference.wait(600) == 0
-    rng, kills = random.Random(0), 0
-    directory = tmp_path / "run"
-    process = _process("run", recipe, "--run-dir", directory, *small)
-    while True:
-        _wait_for_checkpoint(directory, process)
-        time.sleep(rng.uniform(0, 8))
-        if kills < 50 and process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        code = process.wait(600)
-        if code == 0 and kills >= 50:
-            break
+    small = ("--set", "data.size=32", "--set", "data.per_class=10", "--set", "phase.extract.epochs=4")
+    small += ("--set", "phase.finetune.epochs=2", "--device", "cpu")
+    through = tmp_path / "through"
+    started = time.monotonic()
+    zygote.start("run", recipe, "--run-dir", through, *small)
+    assert zygote.wait() == 0
+    life = time.monotonic() - started
+    rng, kills, hit, complete = random.Random(0), 0, Counter[str](), 0
+    directory = tmp_path / "run-0"
+    pid = zygote.start("run", recipe, "--run-dir", directory, *small)
+    while kills < 50 or complete == 0:
+        if kills < 50:
+            time.sleep(rng.uniform(0, 1.1 * life))
+            event = _last_event(directory)
+            with suppress(ProcessLookupError):  # it may have ended by itself
+                os.kill(pid, signal.SIGKILL)
+                hit[event] += 1
+                kills += 1
+        code = zygote.wait()
         if code == 0:
-            shutil.rmtree(directory)
-            process = _process("run", recipe, "--run-dir", directory, *small)
+            assert_same(directory, Finished(through, None))  # type: ignore[arg-type]
+            complete += 1
+            directory = tmp_path / f"run-{kills}"
         else:
             assert code == -signal.SIGKILL
-            process = _process("resume", directory, "--device", "cpu")
-    assert_same(directory, Finished(tmp_path / "through", None))  # type: ignore[arg-type]
+        if (directory / "recipe.resolved.toml").exists():
+            pid = zygote.start("resume", directory, "--device", "cpu")
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+            pid = zygote.start("run", recipe, "--run-dir", directory, *small)
+    zygote.wait()
+    print(f"{kills} kills, {complete} runs completed and compared; last event before each: {dict(hit)}")
+
+
+def _last_event(directory: Path) -> str:
+    try:
+        return str(json.loads((directory / "log.jsonl").read_text().splitlines()[-1])["event"])
+    except (OSError, ValueError, IndexError):
+        return "none"

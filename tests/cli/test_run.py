@@ -87,6 +87,7 @@ def test_the_log_has_every_event_but_steps(finished: Finished) -> None:
     assert events == ["phase", "epoch", "epoch", "phase_end", "test"]
 
 
+@pytest.mark.case("C07")
 def test_a_used_run_directory_is_refused_before_any_work(
     finished: Finished, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +209,7 @@ def test_evaluation_tells_the_metrics_and_the_classes(finished: Finished) -> Non
     assert {line.split()[0] for line in lines[-3:]} == set(CLASSES)
 
 
+@pytest.mark.case("E11")
 def test_the_bundle_is_enough_wherever_it_lies(finished: Finished, project: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.directory / "model", tmp_path / "moved")
     for data in (project / "colours", project / "tiny.toml", project / "colours" / "test"):
@@ -240,6 +242,7 @@ def test_classes_are_matched_by_name(finished: Finished, tmp_path: Path, project
     assert undone["metrics"]["loss"] == pytest.approx(before["metrics"]["loss"], abs=1e-6)
 
 
+@pytest.mark.case("E05")
 def test_other_classes_are_an_error_that_names_them(finished: Finished, tmp_path: Path) -> None:
     write_images(tmp_path / "data", 2, ["red", "green"])
     (tmp_path / "data" / "green").rename(tmp_path / "data" / "violet")
@@ -283,6 +286,7 @@ def test_predictions_go_to_stdout_one_row_per_file(finished: Finished, project: 
     assert total == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.case("E01")
 def test_a_file_that_cannot_be_used_has_a_row_and_the_exit_code_says_so(
     finished: Finished, project: Path, tmp_path: Path
 ) -> None:
@@ -299,6 +303,7 @@ def test_a_file_that_cannot_be_used_has_a_row_and_the_exit_code_says_so(
     assert again.exit_code == 0
 
 
+@pytest.mark.case("E03")
 def test_an_empty_folder_gives_a_header(finished: Finished, tmp_path: Path) -> None:
     result = invoke("predict", finished.directory, tmp_path)
     assert (result.exit_code, result.stdout) == (0, "file,label,probability,error\n")

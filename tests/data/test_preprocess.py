@@ -243,7 +243,7 @@ def test_a_bad_file_is_named_as_such(data, reason, monkeypatch):
     "error",
     [ValueError("v"), SyntaxError("s"), struct.error("e"), MemoryError(), OSError("o"), RecursionError("r"),
      Image.DecompressionBombError("d")],
-    ids=lambda error: f"I04-{type(error).__name__}",
+    ids=lambda error: f"I04-P10-{type(error).__name__}",
 )  # fmt: skip
 def test_whatever_a_decoder_raises_is_a_bad_image(error, monkeypatch):
     def fail(*_):

@@ -144,6 +144,7 @@ def test_steps_count_the_odd_last_batch_and_accumulation() -> None:
     assert compiled(phase=[phase(epochs=None, steps=7)]).phases[0].steps == 7
 
 
+@pytest.mark.case("D15", "R09")
 def test_a_larger_batch_than_data_is_a_warning_with_the_real_steps() -> None:
     plan = compiled(data={"source": "sample", "batch_size": 1000})
     assert [w.code for w in plan.warnings] == ["TLR128"]
@@ -224,6 +225,7 @@ def test_stopping_and_best_need_validation() -> None:
     assert sorted(d.path[0] for d in caught.value.diagnostics) == ["final_weights", "phase"]
 
 
+@pytest.mark.case("R16")
 def test_tied_parameters_are_one_and_may_not_be_claimed_twice() -> None:
     whole = compile_recipe(recipe(), toy_table(tied=True), INFO)
     assert whole.group_params["all"].count("head.weight") == 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
+import re
 import secrets
 import sys
 from collections.abc import Mapping
@@ -102,7 +105,9 @@ class RunDirectory:
                 "TLR601", f"`{path}` has {len(lines)} rows, but the checkpoint was saved after {rows}"
             )
         if len(lines) > rows:
-            files.write_atomic(self.path / "metrics.cut.jsonl", b"".join(lines[rows:]))
+            aside = self.path / "metrics.cut.jsonl"
+            before = [files.read(aside, code="TLR601")] if aside.exists() else []
+            files.write_atomic(aside, b"".join([*before, *lines[rows:]]))
             files.write_atomic(path, b"".join(lines[:rows]))
 
     def log(self, event: str, **fields: Any) -> None:
@@ -176,16 +181,16 @@ class _Lock:
     """A lock on a file that the kernel gives back when its holder dies, however it dies: a lock file that
     a dead process left is taken over. Where the system has no ``flock``, nothing is locked.
 
-    The process id and boot id in the file are there to be named to others.
+    The process id, the host and its boot id in the file are there to be named to others; the file goes
+    when the run ends.
     """
 
     def __init__(self, path: Path):
         self._path = path
         self._descriptor: int | None = _locked_file(path)
-        content = json.dumps({"pid": os.getpid(), "boot": _boot_id()}) + "\n"
+        content = json.dumps({"pid": os.getpid(), "host": platform.node(), "boot": _boot_id()}) + "\n"
         try:
-            os.ftruncate(self._descriptor, 0)
-            files.operations.write(self._descriptor, memoryview(content.encode()))
+            files.write_truncated(self._descriptor, content.encode())
         except OSError as error:
             self.release()
             raise files.disk_error("write", path, error) from error
@@ -221,6 +226,10 @@ def _flock(descriptor: int) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            # Some network file systems have no locks.
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
     return True
 
 
@@ -242,11 +251,17 @@ def _is_held(path: Path) -> bool:
 def _in_use(path: Path) -> TlrecipeError:
     try:
         holder = json.loads(path.read_bytes())
-        here = holder["boot"] == _boot_id()
-        who = f"process {int(holder['pid'])}" + ("" if here else " on another machine")
+        who = f"process {int(holder['pid'])} on {_host_name(holder['host'])}"
+        if holder["boot"] != _boot_id():
+            who += ", another machine,"
     except (OSError, ValueError, TypeError, KeyError):
         who = "another process"
     return TlrecipeError.of("TLR601", f"{who} is working in the run directory `{path.parent}`")
+
+
+def _host_name(text: Any) -> str:
+    """A name from a file that anybody may have written, fit for a sentence."""
+    return re.sub(r"[^A-Za-z0-9._-]", "?", str(text))[:64]
 
 
 def _boot_id() -> str:

@@ -10,6 +10,7 @@ import rich_click as click
 
 from tlrecipe.cli import completion
 from tlrecipe.cli.reporting import reports
+from tlrecipe.cli.signals import EXIT_ON
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -23,6 +24,12 @@ _SET: Decorator = click.option(
     help="Override a value of the recipe, read as TOML: --set phase.finetune.epochs=3. Repeatable.",
 )
 _JSON: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_EXIT_ON: Decorator = click.option(
+    "--exit-on",
+    multiple=True,
+    type=click.Choice(EXIT_ON),
+    help="Save and exit with 75 on this signal too, as on SIGTERM. SIGUSR1 otherwise saves and goes on.",
+)
 _PLAIN: Decorator = click.option("--plain", is_flag=True, help="Lines instead of progress bars.")
 _QUIET: Decorator = click.option("-q", "--quiet", is_flag=True, help="Nothing but warnings and the result.")
 _DEVICE: Decorator = click.option(
@@ -67,6 +74,7 @@ def cli() -> None:
 @_SET
 @click.option("--run-dir", type=_FILE, help="Where to write; by default a new folder under runs/.")
 @_DEVICE
+@_EXIT_ON
 @click.option(
     "--track",
     multiple=True,
@@ -87,6 +95,7 @@ def run(recipe: Path, overrides: tuple[str, ...], **options: Any) -> None:
 @cli.command(epilog=_example("resume runs/flowers/first"))
 @click.argument("run_dir", type=_FILE)
 @_DEVICE
+@_EXIT_ON
 @click.option("--strict", is_flag=True, help="Refuse where the result may differ in its last bits.")
 @_PLAIN
 @_QUIET

@@ -16,7 +16,7 @@ from tlrecipe.cli import console
 from tlrecipe.cli.device import pick_device
 from tlrecipe.cli.progress import percent, progress
 from tlrecipe.cli.reporting import EXIT_STOPPED, warn
-from tlrecipe.cli.signals import stop_on_signal
+from tlrecipe.cli.signals import signals
 from tlrecipe.workflow import checking
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def run(
     plain: bool,
     quiet: bool,
     as_json: bool,
+    exit_on: Sequence[str],
 ) -> None:
     """Validate, plan, train every phase, evaluate on the test split, write the run directory."""
     started = time.perf_counter()
@@ -44,6 +45,7 @@ def run(
         except ValueError as error:
             raise click.UsageError(f"--track: {error}") from error
     # Torch and its company, after all that can be checked without them.
+    from tlrecipe.training.engine import Stopped
     from tlrecipe.workflow.running import run
 
     with progress(plain=plain, quiet=quiet) as show:
@@ -53,7 +55,7 @@ def run(
             device=pick_device(device),
             track=track,
             on_event=show,
-            stop=stop_on_signal(),
+            stop=signals(Stopped, exit_on),
             started=started,
         )
     report(done, as_json=as_json)

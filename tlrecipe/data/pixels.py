@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tlrecipe import files
 from tlrecipe.data.listing import Arrays, Item, Listing, Split
 from tlrecipe.data.preprocess import BadImage, Facts, decode_with_facts, fit, fit_batch
 from tlrecipe.data.reading import read_bytes, reason_of
@@ -317,16 +318,11 @@ def _room(count: int, sides: tuple[int, int], budget: int, scratch: Path | None)
 
 
 def _on_disk(shape: tuple[int, ...], size: int, folder: Path | None) -> Tensor:
+    where = folder or Path(tempfile.gettempdir())
     try:
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            # Claims the space now: a full disk met later, through the map, would kill the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
+        with files.scratch_file(where, size) as descriptor, open(descriptor, "r+b", closefd=False) as file:
             return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))
     except OSError as error:
-        where = folder or Path(tempfile.gettempdir())
         message = f"`{where}` cannot hold {size / 2**20:,.0f} MiB of decoded images: {reason_of(error)}"
         cure = "make room, or choose a smaller `data.size`"
         raise TlrecipeError.of("TLR901", message, help=cure) from error

@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tlrecipe import files
+from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.training.numerics import rows_not_finite
 
 _FORMAT = 1
@@ -71,30 +69,42 @@ class FeatureStore:
         size = count * sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
         scratch: Path | None = None
         if self.folder is not None and size <= self.limit_bytes:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+            # A cache that cannot be written is no reason to stop.
+            with suppress(TlrecipeError):
+                files.make_folder(self.folder)
                 self._drop_abandoned()
-                scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.folder))
-            except OSError:
-                scratch = None  # a cache that cannot be written is no reason to stop
+                scratch = files.make_temporary_folder(self.folder / key)
+        mapped = scratch is not None and size > self.memory_bytes
         tensors = []
-        for index, shape in enumerate(shapes):
-            full = (count, *shape)
-            if scratch is not None and size > self.memory_bytes:
-                elements = torch.Size(full).numel()
-                file = str(scratch / f"{index}.bin")
-                flat = torch.from_file(file, shared=True, size=elements, dtype=dtype)
-                tensors.append(flat.view(full))
-            else:
-                tensors.append(torch.empty(full, dtype=dtype))
-        return Entry(self, key, tuple(tensors), scratch, mapped=size > self.memory_bytes)
+        try:
+            for index, shape in enumerate(shapes):
+                full = (count, *shape)
+                if scratch is not None and mapped:
+                    elements = torch.Size(full).numel()
+                    file = scratch / f"{index}.bin"
+                    files.reserve(file, elements * dtype.itemsize)
+                    flat = torch.from_file(str(file), shared=True, size=elements, dtype=dtype)
+                    tensors.append(flat.view(full))
+                else:
+                    tensors.append(torch.empty(full, dtype=dtype))
+        except BaseException:
+            if scratch is not None:
+                _drop(scratch)
+            raise
+        return Entry(self, key, tuple(tensors), scratch, mapped)
+
+    def room(self) -> int:
+        """Bytes that an entry may take: in memory, or within the folder's limit and the space on its disk."""
+        if self.folder is None:
+            return self.memory_bytes
+        free = files.free_bytes(self.folder)
+        return self.limit_bytes if free is None else min(self.limit_bytes, max(self.memory_bytes, free))
 
     def _drop_abandoned(self) -> None:
         assert self.folder is not None
-        for leftover in self.folder.glob(".tmp-*"):
-            pid = leftover.name.split("-")[1]
-            if not (pid.isdigit() and _alive(int(pid))):
-                shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in files.leftovers(self.folder):
+            if not files.is_being_written(leftover):
+                _drop(leftover)
 
     def _shrink(self, keep: str) -> None:
         """Drop least recently used entries until the folder fits its limit."""
@@ -105,7 +115,7 @@ class FeatureStore:
             if total <= self.limit_bytes:
                 return
             if entry.key != keep:
-                shutil.rmtree(self.folder / entry.key, ignore_errors=True)
+                _drop(self.folder / entry.key)
                 total -= entry.size
 
 
@@ -137,11 +147,10 @@ class Entry:
         self.store._open[self.key] = self.tensors
         self.store.writes += 1
         if self._scratch is not None and self.store.folder is not None:
-            try:
+            # The disk is full: this run has the features, later ones compute them.
+            with suppress(TlrecipeError):
                 self._write(self._scratch, self.store.folder / self.key, about)
                 self.store._shrink(self.key)
-            except OSError:
-                self.discard()  # the disk is full: this run has the features, later ones compute them
         return self.tensors
 
     def _rows_not_finite(self) -> list[int]:
@@ -156,29 +165,28 @@ class Entry:
 
     def _write(self, scratch: Path, place: Path, about: dict[str, Any]) -> None:
         digests = []
-        for index, tensor in enumerate(self.tensors):
-            data = tensor.reshape(-1).view(torch.uint8).numpy().data
-            if not self.mapped:
-                with (scratch / f"{index}.bin").open("wb") as file:
-                    file.write(data)
-            digests.append(_digest(data))
-        meta = {
-            "shapes": [list(tensor.shape) for tensor in self.tensors],
-            "dtype": str(self.tensors[0].dtype).removeprefix("torch."),
-            "sha256": digests,
-            "about": about,
-        }
-        (scratch / "meta.json").write_text(json.dumps(meta, indent=1))
-        # Another process may have been faster with the same numbers; then its entry stays.
-        with suppress(FileExistsError):
-            if not place.exists():
-                scratch.rename(place)
-        self.discard()
+        try:
+            for index, tensor in enumerate(self.tensors):
+                data = tensor.reshape(-1).view(torch.uint8).numpy().data
+                if not self.mapped:
+                    files.write_atomic(scratch / f"{index}.bin", data, sync=False)
+                digests.append(_digest(data))
+            meta = {
+                "shapes": [list(tensor.shape) for tensor in self.tensors],
+                "dtype": str(self.tensors[0].dtype).removeprefix("torch."),
+                "sha256": digests,
+                "about": about,
+            }
+            files.write_atomic(scratch / "meta.json", json.dumps(meta, indent=1).encode(), sync=False)
+            # Another process may have been faster with the same numbers; then its entry stays.
+            files.rename_folder(scratch, place)
+        finally:
+            self.discard()
 
     def discard(self) -> None:
         """Remove what was written; does nothing after a successful commit."""
         if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            _drop(self._scratch)
 
 
 @dataclass(frozen=True)
@@ -221,10 +229,11 @@ def _read(place: Path) -> tuple[Tensor, ...] | None:
             if _digest(flat.view(torch.uint8).numpy().data) != digest:
                 raise ValueError("wrong digest")
             tensors.append(flat.view(shape))
-        os.utime(place / "meta.json", (time.time(), time.time()))
+        with suppress(OSError):  # a read-only cache is read all the same
+            files.touch(place / "meta.json")
         return tuple(tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-        shutil.rmtree(place, ignore_errors=True)
+        _drop(place)
         return None
 
 
@@ -235,11 +244,7 @@ def _digest(data: memoryview) -> str:
     return total.hexdigest()
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _drop(place: Path) -> None:
+    """Remove what is only a cache; where that fails, it stays."""
+    with suppress(TlrecipeError):
+        files.remove(place)

@@ -90,6 +90,29 @@ _STATES: Mapping[type, Callable[[Any], int]] = {
 }
 
 
+def checkpoint_bytes(plan: Plan, model: nn.Module) -> int:
+    """Bytes of the largest checkpoint of a run, without its header."""
+    sizes = {name: parameter.nbytes for name, parameter in model.named_parameters()}
+    held = [sum(sizes[name] for name in phase.trainable) * _copies(plan, phase) for phase in plan.phases]
+    return weight_bytes(model) + max(held)
+
+
+def scratch_bytes(plan: Plan) -> int:
+    """Bytes of the decoded images that go to the disk, because they are more than the memory they may take.
+
+    At the network's size; images that are all smaller take less.
+    """
+    size = max(phase.size for phase in plan.phases)
+    splits = [count * 3 * size**2 for count in plan.counts.values()]
+    return sum(held for held in splits if held > MEMORY_BUDGET)
+
+
+def _copies(plan: Plan, phase: PhasePlan) -> int:
+    """Tensors beside a trainable parameter: the optimizer's, the best epoch's and the average's."""
+    states = _STATES[type(phase.optimizer)](phase.optimizer)
+    return states + bool(plan.counts.get("val")) + (phase.ema is not None)
+
+
 def _work_bytes(plan: Plan, phase: PhasePlan, model: nn.Module, parts: Split) -> int | None:
     """Most bytes that a phase's work takes at once, beside the network and the images; None if unknown."""
     try:
@@ -105,10 +128,7 @@ def _work_bytes(plan: Plan, phase: PhasePlan, model: nn.Module, parts: Split) ->
 def _phase_bytes(plan: Plan, phase: PhasePlan, model: nn.Module, parts: Split) -> int:
     parameters = dict(model.named_parameters())
     trainable = sum(parameters[name].nbytes for name in phase.trainable)
-    # The best epoch's weights and their average are kept beside the optimizer's own state.
-    copies = _STATES[type(phase.optimizer)](phase.optimizer)
-    copies += bool(plan.counts.get("val")) + (phase.ema is not None)
-    held = trainable * copies
+    held = trainable * _copies(plan, phase)
     images = _empty(phase.batch_size, (3, phase.size, phase.size))
     if parts.prefix is None or plan.features == "off":
         return held + images.nbytes + step_bytes(model, [images])

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from tlrecipe.data.mixing import mix_of
@@ -27,17 +28,22 @@ from tlrecipe.models.memory import keep_freed_memory, process_bytes
 from tlrecipe.models.prefix import Split
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.planning.randomness import key
-from tlrecipe.training import freezing, metrics, numerics, optimizers
+from tlrecipe.training import freezing, metrics, numerics, optimizers, restore
 from tlrecipe.training.engine import Emit, Engine, Ids, Stopped
 from tlrecipe.training.evaluate import Evaluation, evaluate, evaluate_pixels
 from tlrecipe.training.features import FeatureStore, NotFiniteFeatures
 from tlrecipe.training.losses import Loss
 from tlrecipe.training.survey import Addresses, Choice, PixelSource, preprocessing_of, survey
 
-# A checkpoint may cost this share of the time since the last one.
-_CHECKPOINT_SHARE = 0.02
+# A checkpoint may cost this share of the time since the last one: at the end of an epoch, and within one.
+_AFTER_EPOCH, _WITHIN_EPOCH = 0.02, 0.01
 # Images whose stored features go through the head at once.
 _TEST_BATCH = 256
+
+_CLOCKS = ("survey", "features", "train", "evaluate", "checkpoints")
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -49,15 +55,15 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class PhaseResult:
+class PhaseResult(restore.Exact):
     """What one phase did."""
 
     name: str
-    steps: int
+    steps: Count
     epochs: float
-    seconds: float
-    trainable_params: int
-    frozen_params: int
+    seconds: Seconds
+    trainable_params: Count
+    frozen_params: Count
     frozen_sha256: dict[str, str]
     """``before`` and ``after``: digests of all that had to stand still; equal, or the run failed."""
     prefix: dict[str, Any]
@@ -95,29 +101,72 @@ class RunResult:
 
 
 @dataclass
-class _State:
+class _State(restore.Exact):
     """Everything that changes while a run goes on, outside the network."""
 
-    phase: int = 0
-    step: int = 0
-    records: int = 0
+    phase: Count = 0
+    step: Count = 0
+    records: Count = 0
     """Metrics records emitted."""
     loss_sum: float = 0.0
-    correct: float = 0.0
+    correct: Annotated[float, Field(ge=0)] = 0.0
     """Images that were classified right; of mixed ones, the share of the label that was."""
-    seen: int = 0
+    seen: Count = 0
+    """Images since the last epoch's record. Not zero at the end of an epoch: its record is still to come."""
     best: dict[str, Any] | None = None
     best_val: dict[str, float] | None = None
     """All metrics of the best epoch."""
     stop_value: float | None = None
     """Value of the stop rule's metric that the next one has to improve on."""
-    waited: int = 0
+    waited: Count = 0
     """Epochs without improvement."""
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     """Spent in this phase before the last checkpoint."""
     results: list[dict[str, Any]] = field(default_factory=list)
     last_val: dict[str, float] | None = None
-    clocks: dict[str, float] = field(default_factory=lambda: {"features": 0.0, "train": 0.0, "evaluate": 0.0})
+    clocks: dict[str, Seconds] = field(default_factory=lambda: dict.fromkeys(_CLOCKS, 0.0))
+
+    @classmethod
+    def restored(cls, values: object, plan: Plan, choices: Sequence[Choice]) -> _State:
+        """What a checkpoint of ``plan`` says. Raises TLR602 where no run of it can have said so."""
+        state = restore.exactly(cls, values, "state")
+        restore.keys(state.clocks, _CLOCKS, "state.clocks")
+        done = [restore.exactly(PhaseResult, result, "state.results") for result in state.results]
+        if [result.name for result in done] != [phase.name for phase in plan.phases[: state.phase]]:
+            restore.refuse(f"`state.results` are not those of the {state.phase} phases before")
+        for result, choice in zip(done, choices, strict=False):
+            restore.keys(result.frozen_sha256, ("before", "after"), "state.results.frozen_sha256")
+            computed = result.prefix.get("images_computed")
+            if not isinstance(computed, int) or result.prefix != _prefix(choice, computed):
+                restore.refuse(f"`state.results` of phase `{result.name}` do not agree with `choices`")
+        for best in (state.best, *(result.best for result in done)):
+            if best is not None:
+                restore.exactly(_Best, best, "best")
+        steps = [result.steps for result in done]
+        if state.phase < len(plan.phases):
+            steps.append(state.step)
+        elif state.step or state.seen:
+            restore.refuse("`state.step` and `state.seen` belong to no phase")
+        epochs = 0
+        for phase, count in zip(plan.phases, steps, strict=False):
+            if count > phase.steps:
+                restore.refuse(f"phase `{phase.name}` has {phase.steps} steps, not {count}")
+            epochs += count // phase.steps_per_epoch
+            epochs += count == phase.steps and count % phase.steps_per_epoch > 0
+        within = plan.phases[state.phase] if state.phase < len(plan.phases) else None
+        pending = within is not None and state.seen > 0 and _epoch_ends(within, state.step)
+        if state.records != epochs - pending:
+            restore.refuse(f"`state.records` is {state.records} after {epochs} epochs")
+        return state
+
+
+@dataclass
+class _Best(restore.Exact):
+    """The best epoch of a phase so far."""
+
+    epoch: Count
+    metric: str
+    value: float
 
 
 @dataclass
@@ -147,9 +196,11 @@ class _Run:
         store: FeatureStore,
         device: torch.device,
         stop: Callable[[], bool],
+        save_now: Callable[[], bool],
     ):
         self.plan, self.backbone, self.pixels = plan, backbone, pixels
         self.emit, self.save, self.store, self.device, self.stop = emit, save, store, device, stop
+        self.save_now = save_now
         self.model = backbone.model.to(device).to(memory_format=torch.channels_last)
         self.addresses = Addresses(plan, backbone.identity, device)
         pulled = frozenset().union(*(phase.trainable for phase in plan.phases if phase.l2_sp is not None))
@@ -170,14 +221,12 @@ class _Run:
 
     def train(self, resume: Checkpoint | None) -> RunResult:
         started = time.perf_counter()
-        known = [Choice.from_dict(item) for item in resume.values["choices"]] if resume else []
+        known = self._restore(resume) if resume is not None else []
         self.splits, self.choices = survey(
             self.plan, self.model, self.pixels, self.store, self.addresses, known
         )
-        self.state.clocks["survey"] = time.perf_counter() - started
-        if resume is not None:
-            self._restore_model(resume)
-        else:
+        self.state.clocks["survey"] += time.perf_counter() - started
+        if resume is None:
             # The choices are timings: saved before anything rests on them, they are made once.
             self._save(None)
         for phase in self.plan.phases[self.state.phase :]:
@@ -287,7 +336,16 @@ class _Run:
         state = self.state
         order: Ids = np.empty(0, np.int64)
         order_epoch, epoch_started, epoch_images, told = -1, time.perf_counter(), 0, 0.0
-        while state.step < phase.steps:
+        while True:
+            # Here too after a resume: a run may stop between an epoch's last step and its validation.
+            if state.seen and _epoch_ends(phase, state.step):
+                epoch = (state.step - 1) // phase.steps_per_epoch
+                self._end_epoch(phase, engine, live, val, epoch, time.perf_counter() - epoch_started)
+                if phase.stop and state.waited >= phase.stop.patience:
+                    break
+                self._checkpoint(live, time.perf_counter() - started, _AFTER_EPOCH)
+            if state.step == phase.steps:
+                break
             epoch, within = divmod(state.step, phase.steps_per_epoch)
             if epoch != order_epoch:
                 stream = key(self.plan.seed, phase.name, epoch, "order")
@@ -312,11 +370,7 @@ class _Run:
                     loss=loss,
                     images_per_second=epoch_images / (now - epoch_started),
                 )
-            if state.step % phase.steps_per_epoch == 0 or state.step == phase.steps:
-                self._end_epoch(phase, engine, live, val, epoch, time.perf_counter() - epoch_started)
-                if phase.stop and state.waited >= phase.stop.patience:
-                    break
-            self._checkpoint(live, time.perf_counter() - started)
+            self._checkpoint(live, time.perf_counter() - started, _WITHIN_EPOCH)
 
     def _live(self, phase: PhasePlan, resume: Checkpoint | None) -> _Live:
         def clones() -> dict[str, Tensor]:
@@ -329,14 +383,16 @@ class _Run:
         live = _Live(optimizers.build(self.model, phase), loss, average, statistics, start)
         if resume is not None and self.state.step > 0:
             parts = _parts(resume.tensors)
-            optimizers.load_state_by_name(live.optimizer, phase.optimizer, parts.get("optimizer", {}))
+            optimizers.load_state_by_name(
+                live.optimizer, phase.optimizer, parts["optimizer"], resume.values["stateless"]
+            )
             if average is not None:
-                _copy_into(average, parts.get("average", {}), "average")
+                _copy_into(average, parts["average"], "average")
             if start is not None:
-                _copy_into(start, parts.get("start", {}), "start")
+                _copy_into(start, parts["start"], "start")
             if self.state.best is not None:
                 live.best = clones()
-                _copy_into(live.best, parts.get("best", {}), "best")
+                _copy_into(live.best, parts["best"], "best")
         return live
 
     def _step(
@@ -494,21 +550,33 @@ class _Run:
         self, phase: PhasePlan, engine: Engine, live: _Live, val: Pixels | None, epoch: int, seconds: float
     ) -> None:
         state = self.state
-        if val is not None:
-            with self._clock("evaluate"):
-                result = self._validate(phase, engine, live, val)
-            state.last_val = result.scalars(self._names(phase))
-            self._remember_best(phase, live, state.last_val, epoch)
-        self._record(
-            "epoch",
-            phase=phase.name,
-            epoch=epoch + 1,
-            step=state.step,
-            lr=_rates(phase, state.step - 1),
-            train={"loss": state.loss_sum / state.seen, "accuracy": state.correct / state.seen},
-            val=None if val is None else state.last_val,
-            seconds=seconds,
-        )
+        values = None
+        try:
+            if val is not None:
+                with self._clock("evaluate"):
+                    values = self._validate(phase, engine, live, val).scalars(self._names(phase))
+            self._record(
+                "epoch",
+                phase=phase.name,
+                epoch=epoch + 1,
+                step=state.step,
+                lr=_rates(phase, state.step - 1),
+                train={"loss": state.loss_sum / state.seen, "accuracy": state.correct / state.seen},
+                val=values,
+                seconds=seconds,
+            )
+        except Stopped:
+            self._save(live)
+            raise
+        except TlrecipeError as error:
+            # Where the disk takes no line, it may still take what was trained.
+            if error.diagnostics[0].code == "TLR901":
+                with suppress(TlrecipeError):
+                    self._save(live)
+            raise
+        if values is not None:
+            state.last_val = values
+            self._remember_best(phase, live, values, epoch)
         state.loss_sum, state.correct, state.seen = 0.0, 0.0, 0
 
     def _validate(self, phase: PhasePlan, engine: Engine, live: _Live, val: Pixels) -> Evaluation:
@@ -519,13 +587,16 @@ class _Run:
         self.model.eval()
 
         def logits_of(ids: Ids) -> Tensor:
+            self._stop_if_asked()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=engine.choice.autocast):
                 logits: Tensor = engine.network(*engine.inputs("val", ids, None))
             return logits
 
-        result = evaluate(logits_of, val.labels, max(64, phase.batch_size))
-        self._swap_in(phase, kept)
-        freezing.apply_modes(self.model, phase)
+        try:
+            result = evaluate(logits_of, val.labels, max(64, phase.batch_size))
+        finally:
+            self._swap_in(phase, kept)
+            freezing.apply_modes(self.model, phase)
         freezing.check(self.model, phase)
         self._refuse_logits(result, val, f"in phase `{phase.name}`, after step {self.state.step}")
         return result
@@ -602,7 +673,7 @@ class _Run:
             trainable_params=phase.trainable_count,
             frozen_params=phase.frozen_count,
             frozen_sha256={"before": freezing.combined(before), "after": freezing.combined(after)},
-            prefix=engine.choice.as_dict() | {"images_computed": engine.computed},
+            prefix=_prefix(engine.choice, engine.computed),
             best=state.best,
         )
         state.results.append(asdict(result))
@@ -615,14 +686,16 @@ class _Run:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _checkpoint(self, live: _Live, seconds: float) -> None:
-        """Save where it is due, or where the run is asked to stop."""
+    def _checkpoint(self, live: _Live, seconds: float, share: float) -> None:
+        """Save where it is due or asked for. ``share`` is what saving may cost of the time since."""
         self.state.seconds = seconds
-        asked = self.stop()
+        stopping, asked = self.stop(), self.save_now()
         since = time.perf_counter() - self.saved_at
-        if asked or since * _CHECKPOINT_SHARE > max(self.save_cost, 0.02):
+        if stopping or asked or since * share > max(self.save_cost, 0.02):
             self._save(live)
         if asked:
+            self.emit("saved", phase=self.plan.phases[self.state.phase].name, step=self.state.step)
+        if stopping:
             raise Stopped
 
     def _stop_if_asked(self) -> None:
@@ -632,29 +705,55 @@ class _Run:
     def _save(self, live: _Live | None) -> None:
         started = time.perf_counter()
         tensors = {f"model/{name}": value.detach() for name, value in self.model.state_dict().items()}
+        stateless: list[str] = []
         if live is not None:
-            state = optimizers.state_by_name(live.optimizer)
+            state, stateless = optimizers.state_by_name(live.optimizer)
             tensors |= {f"optimizer/{name}": value for name, value in state.items()}
             tensors |= {f"average/{name}": value for name, value in (live.average or {}).items()}
             tensors |= {f"start/{name}": value for name, value in (live.start or {}).items()}
             tensors |= {f"best/{name}": value for name, value in (live.best or {}).items()}
         numerics.refuse_not_finite(tensors.items(), "and would be saved")
-        values = {"state": asdict(self.state), "choices": [choice.as_dict() for choice in self.choices]}
+        values = {
+            "state": asdict(self.state),
+            "choices": [choice.as_dict() for choice in self.choices],
+            "stateless": stateless,
+        }
         self.save(Checkpoint(tensors, values))
         self.saved_at = time.perf_counter()
         self.save_cost = self.saved_at - started
+        self.state.clocks["checkpoints"] += self.save_cost
 
-    def _restore_model(self, checkpoint: Checkpoint) -> None:
-        self.state = _State(**checkpoint.values["state"])
+    def _restore(self, checkpoint: Checkpoint) -> list[Choice]:
+        """Take over the state and the network of a checkpoint; gives its choices.
+
+        All is checked before anything is computed. Raises TLR602.
+        """
+        values = restore.keys(checkpoint.values, ("state", "choices", "stateless"), "values")
+        saved = values["choices"]
+        if not isinstance(saved, list) or len(saved) != len(self.plan.phases):
+            restore.refuse(f"`choices` are not one for each of {len(self.plan.phases)} phases")
+        choices = [restore.exactly(Choice, item, "choices") for item in saved]
+        self.state = _State.restored(values["state"], self.plan, choices)
+        phase = self.plan.phases[self.state.phase] if self.state.step > 0 else None
         parts = _parts(checkpoint.tensors)
-        _copy_into(dict(self.model.state_dict()), parts.get("model", {}), "model")
+        expected = {
+            "model": True,
+            "optimizer": phase is not None,
+            "average": phase is not None and phase.ema is not None,
+            "best": self.state.best is not None,
+        }
+        for part, tensors in parts.items():
+            if tensors and not expected.get(part):
+                restore.refuse(f"`{part}` tensors do not belong to this state")
+        _copy_into(dict(self.model.state_dict()), parts["model"], "model")
+        return choices
 
     # ------------------------------------------------------------------ small things
 
     def _record(self, kind: str, **fields: Any) -> None:
         """Emit what belongs into metrics.jsonl, and count it."""
-        self.state.records += 1
         self.emit(kind, **fields)
+        self.state.records += 1
 
     def _clock(self, name: str) -> _Clock:
         return _Clock(self.state, name)
@@ -668,8 +767,7 @@ class _Clock:
         self.start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        clocks = self.state.clocks
-        clocks[self.name] = clocks.get(self.name, 0.0) + time.perf_counter() - self.start
+        self.state.clocks[self.name] += time.perf_counter() - self.start
 
 
 def train(
@@ -682,6 +780,7 @@ def train(
     store: FeatureStore | None = None,
     device: torch.device | str = "cpu",
     stop: Callable[[], bool] = lambda: False,
+    save_now: Callable[[], bool] = lambda: False,
     resume: Checkpoint | None = None,
 ) -> RunResult:
     """Carry out ``plan`` on ``backbone``, whose network is trained in place.
@@ -689,11 +788,13 @@ def train(
     Args:
         plan: What to do; must have been compiled for this backbone and these data.
         pixels: Gives the decoded images of ``train``, ``val`` and ``test``.
-        emit: Receives events: ``features``, ``phase``, ``step``, ``epoch``, ``phase_end``, ``test``.
+        emit: Receives events: ``features``, ``phase``, ``step``, ``epoch``, ``saved``, ``phase_end``,
+            ``test``.
         save: Receives a checkpoint at the end of each phase, from time to time within, and when stopped.
         store: Where features are kept; by default in memory, for this run only.
         device: Where to compute.
         stop: Asked after each step; once it says yes, the run saves and raises :class:`Stopped`.
+        save_now: Asked after each step; where it says yes, the run saves and goes on.
         resume: A checkpoint of the same plan to go on from.
 
     Raises:
@@ -706,7 +807,18 @@ def train(
     store = store if store is not None else FeatureStore()
     keep_freed_memory()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return _Run(plan, backbone, pixels, emit, save, store, device, stop).train(resume)
+        return _Run(plan, backbone, pixels, emit, save, store, device, stop, save_now).train(resume)
+
+
+def _prefix(choice: Choice, computed: int) -> dict[str, Any]:
+    """What a result says of a frozen prefix; lists as in JSON."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in choice.as_dict().items()}
+    return plain | {"images_computed": computed}
+
+
+def _epoch_ends(phase: PhasePlan, step: int) -> bool:
+    """Whether an epoch is over after ``step`` steps of a phase; the last one may be shorter."""
+    return step % phase.steps_per_epoch == 0 or step == phase.steps
 
 
 def _gain(metric: str, values: Mapping[str, float], previous: float | None) -> float:
@@ -737,7 +849,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         parts.setdefault(part, {})[rest] = tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,57 +58,74 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, ...]) -> Non
         group["lr"] = rate
 
 
-def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as ``<parameter>/<entry>`` tensors; torch's own is by position only."""
+def state_by_name(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[str]]:
+    """The optimizer's state as ``<parameter>/<entry>`` tensors; torch's own is by position only.
+
+    Also gives the parameters that have none: no gradient has reached them yet.
+    """
     state: dict[str, Tensor] = {}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            for entry, value in optimizer.state.get(parameter, {}).items():
-                if value is not None:
-                    state[f"{name}/{entry}"] = torch.as_tensor(value)
-    return state
+    without: list[str] = []
+    for name, parameter in _named(optimizer):
+        entries = {k: v for k, v in optimizer.state.get(parameter, {}).items() if v is not None}
+        state.update({f"{name}/{entry}": torch.as_tensor(value) for entry, value in entries.items()})
+        if not entries:
+            without.append(name)
+    return state, sorted(without)
 
 
 def load_state_by_name(
-    optimizer: torch.optim.Optimizer, spec: OptimizerSpec, state: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer, spec: OptimizerSpec, state: Mapping[str, Tensor], without: object
 ) -> None:
     """Put back what :func:`state_by_name` gave, checked by name, shape and type.
 
     Raises:
         TlrecipeError: TLR602 where an entry is missing, left over or of another shape or type.
     """
-    expected: set[str] = set()
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            entries = {
-                key.removeprefix(f"{name}/"): value
-                for key, value in state.items()
-                if key.startswith(f"{name}/")
-            }
-            if not entries and state:
-                raise _bad_state(f"has no state for `{name}`")
-            for entry, value in entries.items():
-                scalar = entry == "step"
-                if not scalar and (value.shape != parameter.shape or value.dtype != parameter.dtype):
-                    raise _bad_state(
-                        f"holds `{name}/{entry}` as {tuple(value.shape)} {value.dtype}, but the parameter"
-                        f" is {tuple(parameter.shape)} {parameter.dtype}"
-                    )
-                optimizer.state[parameter][entry] = (
-                    value.clone()
-                    if scalar
-                    else torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
+    kinds = _kinds(spec)
+    names = sorted(name for name, _ in _named(optimizer))
+    if not isinstance(without, list) or without != [name for name in names if name in without]:
+        raise _bad_state("says of parameters that this phase does not train that they have none")
+    if not kinds and without != names:
+        raise _bad_state(f"has some, but {spec.name} keeps none")
+    expected = {f"{name}/{kind}" for name in names if name not in without for kind in kinds}
+    if odd := sorted(state.keys() ^ expected):
+        raise _bad_state(
+            f"{'lacks' if odd[0] in expected else 'holds'} `{odd[0]}` ({len(odd)} are not as expected)"
+        )
+    for name, parameter in _named(optimizer):
+        if name in without:
+            continue
+        for kind, scalar in kinds.items():
+            value = state[f"{name}/{kind}"]
+            wanted = scalar if scalar is not None else parameter
+            if value.shape != wanted.shape or value.dtype != wanted.dtype:
+                raise _bad_state(
+                    f"holds `{name}/{kind}` as {tuple(value.shape)} {value.dtype}, expected"
+                    f" {tuple(wanted.shape)} {wanted.dtype}"
                 )
-                expected.add(f"{name}/{entry}")
-    left = sorted(set(state) - expected)
-    if left:
-        raise _bad_state(f"holds state for `{left[0]}`, which phase does not train")
-    kinds = {key.rpartition("/")[2] for key in state}
+            optimizer.state[parameter][kind] = (
+                torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
+                if scalar is None
+                else value.clone()
+            )
+
+
+def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     for group in optimizer.param_groups:
-        for name in group["names"]:
-            missing = sorted(kind for kind in kinds if f"{name}/{kind}" not in state)
-            if missing:
-                raise _bad_state(f"lacks `{name}/{missing[0]}` of {spec.name}")
+        yield from zip(group["names"], group["params"], strict=True)
+
+
+def _kinds(spec: OptimizerSpec) -> dict[str, Tensor | None]:
+    """The entries that an optimizer keeps of a parameter, found by a step of a small one.
+
+    None where an entry is like the parameter; else a tensor of its shape and type.
+    """
+    parameter = nn.Parameter(torch.zeros(2, 3))
+    parameter.grad = torch.zeros(2, 3)
+    optimizer = OPTIMIZERS[type(spec)]([{"params": [parameter], "weight_decay": 0.0}], spec)
+    optimizer.step()
+    entries = {k: torch.as_tensor(v) for k, v in optimizer.state[parameter].items() if v is not None}
+    return {kind: None if value.shape == parameter.shape else value for kind, value in entries.items()}
 
 
 def _bad_state(what: str) -> TlrecipeError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from typing import Any, Literal, Protocol
@@ -23,7 +23,7 @@ from tlrecipe.models.fast import DTYPES, Precision, best_precision, fast_copy, n
 from tlrecipe.models.prefix import Frozen, Split, mixed_modules, proved, split
 from tlrecipe.planning.facts import Preprocessing
 from tlrecipe.planning.plan import PhasePlan, Plan
-from tlrecipe.training import freezing
+from tlrecipe.training import freezing, restore
 from tlrecipe.training.features import FeatureStore, content_key
 
 Mode = Literal["store", "recompute", "plain"]
@@ -46,7 +46,7 @@ class PixelSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(restore.Exact):
     """What is done about a phase's frozen prefix, and why. Plain values: it is saved and shown."""
 
     mode: Mode
@@ -71,11 +71,6 @@ class Choice:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Choice:
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
 
 
 def views_of(augment: Augment) -> int | None:
@@ -185,6 +180,9 @@ def survey(
         if phase.index >= len(known) and plan.features != "off":
             parts = proved(model, parts, _sample(phase, addresses.device, 3))
         splits.append(parts)
+    for choice, parts in zip(known, splits, strict=False):
+        if choice.mode != "plain" and (choice.cut, choice.nodes) != (parts.cut, parts.nodes):
+            restore.refuse(f"the frozen part of a phase now ends at {parts.cut}, not at {choice.cut}")
     choices = list(known)
     clock = _PrefixClock(plan, splits, addresses.device)
     for phase in plan.phases[len(known) :]:
@@ -280,7 +278,7 @@ class _Chooser:
             return "recompute", "the augmentation has endless outcomes, so each epoch sees new ones"
         images = plan.counts["train"] + plan.counts.get("val", 0)
         size = (plan.counts["train"] * views + plan.counts.get("val", 0)) * choice.feature_bytes
-        room = self.store.memory_bytes if self.store.folder is None else self.store.limit_bytes
+        room = self.store.room()
         passes = ceil(phase.epochs)
         where = f"{size_text(size)} for {images} images"
         if plan.features == "store":

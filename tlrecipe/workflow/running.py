@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -29,16 +29,49 @@ from tlrecipe.data.card import data_card, findings
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.text import Document, Overrides
 from tlrecipe.models.backbones import Backbone, build
+from tlrecipe.models.memory import weight_bytes
 from tlrecipe.training.engine import Emit, Stopped
 from tlrecipe.training.features import FeatureStore
+from tlrecipe.training.forecast import checkpoint_bytes, scratch_bytes
 from tlrecipe.training.interpreter import Checkpoint, RunResult, train
 from tlrecipe.workflow.checking import Checked, located, plan
 from tlrecipe.workflow.decoding import DecodedData, left_out
 from tlrecipe.workflow.device import pick_device
 
-Stop = Callable[[], bool] | AbstractContextManager[Callable[[], bool]]
-"""Says whether a run shall stop. A context manager that gives such a function is entered while the run
-can save a checkpoint and stop by itself: that is where signals may wait."""
+
+class Requests(Protocol):
+    """What may be asked of a run from outside while it goes on, by signals for instance."""
+
+    def stop(self) -> bool:
+        """Whether the run shall stop."""
+        ...
+
+    def save(self) -> bool:
+        """Whether a checkpoint was asked for since the last call."""
+        ...
+
+    def between_steps(self) -> AbstractContextManager[None]:
+        """Entered while the run asks :meth:`stop` by itself. Outside of it a request to stop may be raised
+        as :class:`~tlrecipe.training.engine.Stopped`: nothing is lost by it."""
+        ...
+
+
+Stop = Callable[[], bool] | AbstractContextManager[Requests]
+"""Says whether a run shall stop, or is entered for all its work and gives :class:`Requests`."""
+
+
+class _Asked:
+    """:class:`Requests` of a plain function."""
+
+    def __init__(self, stop: Callable[[], bool]):
+        self.stop = stop
+
+    def save(self) -> bool:
+        return False
+
+    def between_steps(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
 
 # Events that come many times a second; the log does without them.
 _FLEETING = ("step", "data", "features")
@@ -97,6 +130,7 @@ def run(
         refuse_used(run_dir)
     where = _prepared(checked, device)
     backbone = _backbone(checked)
+    refuse_full_disk(checked, backbone, run_dir if run_dir is not None else Path("runs"), on_event)
     with RunDirectory.create(checked.plan.name, path=run_dir) as directory:
         directory.write_text("recipe.toml", checked.document.text)
         directory.write_text("recipe.resolved.toml", checked.document.resolved())
@@ -145,13 +179,13 @@ def resume(
             _refuse_progress(path)
             on_event("warning", message="the run stopped before its first checkpoint: it begins again")
         else:
-            if changed := _numerics_changed(saved.run, run_facts(checked, {}, where)):
+            if changed := _numerics_changed(saved.run, run_facts(checked, {}, where, "")):
                 if strict:
                     raise TlrecipeError.of("TLR602", changed)
                 on_event("warning", message=changed)
-            state = saved.values["state"]
-            directory.cut_metrics(int(state["records"]))
-            on_event("resume", phase=int(state["phase"]), step=int(state["step"]))
+            phase, step, records = _progress(saved.values)
+            directory.cut_metrics(records)
+            on_event("resume", phase=phase, step=step)
         return _carried_out(checked, _backbone(checked), directory, where, (), on_event, stop, started, saved)
 
 
@@ -240,39 +274,43 @@ def _trained(
     def save(point: Checkpoint) -> None:
         checkpoint.save(directory.checkpoints, point.tensors, point.values, facts)
 
-    data = DecodedData(listing, recipe.data.on_bad, emit)
-    digests = _open_data(checked, data, directory, emit)
-    facts = run_facts(checked, digests, device)
-    if resume is not None:
-        refuse_other_run(resume.run, facts)
+    for leftover in files.leftovers(directory.path):
+        files.remove(leftover)
     files.remove(directory.model)
+    data = DecodedData(listing, recipe.data.on_bad, emit)
     try:
-        with stop if isinstance(stop, AbstractContextManager) else nullcontext(stop) as asked:
-            done = train(
-                plan,
-                backbone,
-                data,
-                emit=emit,
-                save=save,
-                store=FeatureStore(files.cache_dir() / files.FEATURES),
-                device=device,
-                stop=asked,
-                resume=None if resume is None else Checkpoint(resume.tensors, resume.values),
+        with stop if isinstance(stop, AbstractContextManager) else nullcontext(_Asked(stop)) as asked:
+            digests = _open_data(checked, data, directory, emit)
+            facts = run_facts(checked, digests, device, recipe_sha256)
+            if resume is not None:
+                refuse_other_run(resume.run, facts)
+            with asked.between_steps():
+                done = train(
+                    plan,
+                    backbone,
+                    data,
+                    emit=emit,
+                    save=save,
+                    store=FeatureStore(files.cache_dir() / files.FEATURES),
+                    device=device,
+                    stop=asked.stop,
+                    save_now=asked.save,
+                    resume=None if resume is None else Checkpoint(resume.tensors, resume.values),
+                )
+            write_bundle(
+                directory.model,
+                backbone=backbone,
+                classes=plan.classes,
+                preprocessing=plan.preprocessing,
+                recipe=recipe,
+                recipe_sha256=recipe_sha256,
+                metrics=done.metrics,
+                precision=done.precision,
+                averaged=done.weights == "ema",
             )
+            intervals = _write_evaluation(directory, checked, data, done)
     except Stopped:
         return result
-    write_bundle(
-        directory.model,
-        backbone=backbone,
-        classes=plan.classes,
-        preprocessing=plan.preprocessing,
-        recipe=recipe,
-        recipe_sha256=recipe_sha256,
-        metrics=done.metrics,
-        precision=done.precision,
-        averaged=done.weights == "ema",
-    )
-    intervals = _write_evaluation(directory, checked, data, done)
     seconds = {"total": time.perf_counter() - started, "data": data.seconds}
     result["backbone"] = backbone.provenance()
     return result | _outcome(done, intervals, plan.classes, seconds)
@@ -299,15 +337,45 @@ def _write_evaluation(
     return {evaluated.split: report["intervals"]}
 
 
-def run_facts(checked: Checked, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+# Two checkpoints are kept, and the next is written before the older one goes.
+_CHECKPOINTS_AT_ONCE = 3
+
+
+def refuse_full_disk(checked: Checked, backbone: Backbone, place: Path, on_event: Emit) -> None:
+    """Compare what a run will write with what its disks have left, before it has trained for hours.
+
+    Raises TLR901 where it cannot fit, and warns where less than twice as much is free.
+    """
+    one = checkpoint_bytes(checked.plan, backbone.model)
+    written = _CHECKPOINTS_AT_ONCE * one + weight_bytes(backbone.model)
+    what = f"{_CHECKPOINTS_AT_ONCE} checkpoints of {files.size_text(one)} and the model"
+    images = scratch_bytes(checked.plan)
+    needs = [(place, written, what), (files.cache_dir(), images, "the decoded images")]
+    if images and files.same_disk(place, files.cache_dir()):
+        needs = [(place, written + images, f"{what}, and the decoded images")]
+    for folder, size, content in needs:
+        free = files.free_bytes(folder)
+        if free is None or size * 2 <= free:
+            continue
+        message = f"`{folder}` needs {files.size_text(size)} for {content}; {files.size_text(free)} free"
+        if size > free:
+            help = "free some space, or choose a place on another disk"
+            raise TlrecipeError.of("TLR901", message, help=help)
+        on_event("warning", message=message)
+
+
+def run_facts(
+    checked: Checked, digests: Mapping[str, str], device: torch.device, recipe_sha256: str
+) -> dict[str, Any]:
     """What a checkpoint says about its run, so that another one is not taken for it."""
     packages = ("tlrecipe", "torch", "torchvision", "timm", "numpy", "pillow")
     return {
         "recipe": checked.document.resolved(),
+        "recipe_sha256": recipe_sha256,
         "classes": list(checked.plan.classes),
         "pixels": dict(digests),
         "numerics": {
-            "versions": {name: version(name) for name in packages},
+            **{name: version(name) for name in packages},
             "threads": torch.get_num_threads(),
             "processor": torch.backends.cpu.get_cpu_capability(),
             "device": device.type,
@@ -321,21 +389,58 @@ def refuse_other_run(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None
     Raises:
         TlrecipeError: TLR602 where the recipe, the classes or the images are not the same.
     """
-    before, now = str(saved.get("recipe")).splitlines(), str(facts["recipe"]).splitlines()
-    if before != now:
-        changed = [line for line in difflib.ndiff(before, now) if line[:2] in ("- ", "+ ")]
+    for there, here, what in ((saved, facts, "run"), (saved.get("numerics"), facts["numerics"], "numerics")):
+        if not isinstance(there, Mapping) or there.keys() != here.keys():
+            raise TlrecipeError.of("TLR602", f"the checkpoint does not say all of its {what}")
+    if changed := _changes(str(saved["recipe"]), str(facts["recipe"])):
+        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise TlrecipeError.of(
             "TLR602",
-            "the recipe is not the one that the checkpoint was saved by: " + "; ".join(changed[:6]),
+            f"the recipe is not the one that the checkpoint was saved by: {'; '.join(changed[:6])}{more}",
             help="put it back, or run the new recipe in a new run directory",
         )
+    if saved["recipe_sha256"] != facts["recipe_sha256"]:
+        raise TlrecipeError.of(
+            "TLR602",
+            "`recipe.toml` in the run directory is not the file that the checkpoint was saved by",
+            help="put it back; it is the record of what was run, and goes into the bundle",
+        )
     for what, name in (("classes", "classes"), ("pixels", "images")):
-        if saved.get(what) != facts[what]:
+        if saved[what] != facts[what]:
             raise TlrecipeError.of(
                 "TLR602",
                 f"the {name} of the data are not those that the checkpoint was saved with",
                 help="put the data back as it was, or run the recipe in a new run directory",
             )
+
+
+def _changes(before: str, now: str) -> list[str]:
+    """What differs in meaning between two resolved recipes: ``phase.all.epochs was 2, is 3``."""
+    if before == now:
+        return []
+    try:
+        old, new = (dict(_settings(tomllib.loads(text))) for text in (before, now))
+    except tomllib.TOMLDecodeError:
+        return ["it cannot be read"]
+    missing = "not there"
+    changed = [
+        f"{key} was {old.get(key, missing)}, is {new.get(key, missing)}"
+        for key in dict.fromkeys((*old, *new))
+        if old.get(key, missing) != new.get(key, missing)
+    ]
+    return changed or ["its order is another"]
+
+
+def _settings(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a recipe with its dotted key; groups and phases go by their names."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _settings(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, item in enumerate(value):
+            yield from _settings(item, f"{path}.{item.get('name', index)}")
+    else:
+        yield path, value
 
 
 def _open_data(checked: Checked, data: DecodedData, directory: RunDirectory, emit: Emit) -> dict[str, str]:
@@ -376,6 +481,14 @@ def _outcome(
     }
 
 
+def _progress(values: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Phase, step and records of a checkpoint; the interpreter looks at the rest."""
+    match values.get("state"):
+        case {"phase": int(phase), "step": int(step), "records": int(records)} if records >= 0:
+            return phase, step, records
+    raise TlrecipeError.of("TLR602", "the checkpoint does not say where the run was")
+
+
 def _refuse_progress(path: Path) -> None:
     """A run that recorded epochs had checkpoints: where they are gone, it must not begin again unasked."""
     metrics = path / "metrics.jsonl"
@@ -389,8 +502,9 @@ def _refuse_progress(path: Path) -> None:
 
 def _numerics_changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """What can change the last bits of a result, as a sentence."""
-    said, here = saved.get("numerics"), now["numerics"]
-    before = said if isinstance(said, dict) else {}
+    before, here = saved.get("numerics"), now["numerics"]
+    if not isinstance(before, Mapping):
+        raise TlrecipeError.of("TLR602", "the checkpoint does not say all of its numerics")
     changed = [
         f"{name} was {before.get(name)}, is {value}"
         for name, value in here.items()
