@@ -13,7 +13,7 @@ import click
 from tlrecipe.cli import console
 from tlrecipe.cli.render import printable
 from tlrecipe.cli.reporting import warn
-from tlrecipe.language.diagnostics import CODES, Diagnostic, did_you_mean
+from tlrecipe.language.diagnostics import CODES, Diagnostic, TlrecipeError, did_you_mean
 from tlrecipe.language.explanations import EXPLANATIONS, explain
 from tlrecipe.workflow import checking
 
@@ -48,4 +48,7 @@ def explain_recipe(path: Path, overrides: Sequence[str], *, memory: bool, as_jso
         title = printable(" ".join(checked.document.recipe.description.split()))
         text = explain_text(checked.explain(memory=memory), title)
         console.out("\n".join(printable(line) for line in text.rstrip("\n").split("\n")))
-    warn(checked.warnings)
+    unfit = checked.unfit_phases()
+    warn([*checked.warnings, *(found for found in unfit if found.severity == "warning")])
+    if errors := [found for found in unfit if found.severity == "error"]:
+        raise TlrecipeError(errors)

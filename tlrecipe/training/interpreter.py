@@ -22,7 +22,7 @@ from tlrecipe.data.pixels import Pixels
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.models.backbones import Backbone
 from tlrecipe.models.inference import Inference
-from tlrecipe.models.memory import keep_freed_memory, process_bytes
+from tlrecipe.models.memory import keep_freed_memory, out_of_memory, process_bytes
 from tlrecipe.models.prefix import Split
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.planning.randomness import key, permutation
@@ -30,6 +30,7 @@ from tlrecipe.training import freezing, numerics, optimizers
 from tlrecipe.training.engine import Emit, Engine, Ids, Stopped
 from tlrecipe.training.evaluate import Evaluation, evaluate, evaluate_pixels
 from tlrecipe.training.features import FeatureStore, NotFiniteFeatures
+from tlrecipe.training.forecast import refuse_too_large
 from tlrecipe.training.survey import Addresses, Choice, PixelSource, preprocessing_of, survey
 
 # A checkpoint may cost this share of the time since the last one.
@@ -144,6 +145,8 @@ class _Run:
         self.splits, self.choices = survey(
             self.plan, self.model, self.pixels, self.store, self.addresses, known
         )
+        if self.device.type == "cpu":
+            refuse_too_large(self.plan, self.model, self.splits, warn=self._warn)
         self.state.clocks["survey"] = time.perf_counter() - started
         if resume is not None:
             self._restore_model(resume)
@@ -151,7 +154,8 @@ class _Run:
             # The choices are timings: saved before anything rests on them, they are made once.
             self._save(None)
         for phase in self.plan.phases[self.state.phase :]:
-            self._phase(phase, resume)
+            with _memory_of(phase):
+                self._phase(phase, resume)
             resume = None
         return self._finish()
 
@@ -564,6 +568,9 @@ class _Run:
         self.state.records += 1
         self.emit(kind, **fields)
 
+    def _warn(self, message: str) -> None:
+        self.emit("warning", message=message)
+
     def _clock(self, name: str) -> _Clock:
         return _Clock(self.state, name)
 
@@ -606,8 +613,9 @@ def train(
 
     Raises:
         TlrecipeError: TLR701 where a loss, gradient, weight, statistic or class score is not finite (before
-            the update, and before anything is saved), TLR702 where a
-            frozen tensor moved, TLR602 where ``resume`` does not fit.
+            the update, and before anything is saved), TLR702 where a frozen tensor moved, TLR801 where a
+            phase does not fit into memory (before the first, if it can be foreseen), TLR602 where ``resume``
+            does not fit.
         Stopped: after ``stop`` said yes, with the checkpoint saved.
     """
     device = torch.device(device)
@@ -615,6 +623,26 @@ def train(
     keep_freed_memory()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _Run(plan, backbone, pixels, emit, save, store, device, stop).train(resume)
+
+
+@contextmanager
+def _memory_of(phase: PhasePlan) -> Iterator[None]:
+    """Say what a phase was doing when memory ran out. What was saved before stays."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        half = max(1, phase.batch_size // 2)
+        more = f" with `accumulate = {2 * phase.accumulate}`" if half < phase.batch_size else ""
+        raise TlrecipeError.of(
+            "TLR801",
+            f"out of memory in phase `{phase.name}` with batches of {phase.batch_size} images of {phase.size}"
+            f" pixels",
+            path=("phase", phase.index),
+            help=f"try `batch_size = {half}`{more}, a smaller `size`, or freeze more of the backbone; the"
+            " last checkpoint is sound",
+        ) from error
 
 
 def _rates(phase: PhasePlan, step: int) -> dict[str, float]:
