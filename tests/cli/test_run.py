@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -296,3 +297,46 @@ def test_explain_predicts_the_memory_of_each_phase_where_it_is_asked_to(project:
     )
     assert [phase["predicted_memory_bytes"] for phase in unasked] == [None]
     assert all(phase["predicted_memory_bytes"] > 10**8 for phase in asked)
+
+
+@pytest.mark.case("E07")
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["E07-term", "E07-int"]
+)
+def test_an_interrupted_prediction_leaves_no_file_and_no_part_of_one(
+    number: int, code: int, finished: Finished, project: Path, tmp_path: Path
+) -> None:
+    slow = (
+        "import time\n"
+        "from tlrecipe.data import pixels\n"
+        "decode = pixels.decode\n"
+        "pixels.decode = lambda data, p: time.sleep(0.3) or decode(data, p)\n"
+        "from tlrecipe.__main__ import main\n"
+        "main()\n"
+    )
+    (tmp_path / "out.csv").write_text("from before")
+    images = [project / "colours"] * 40
+    arguments = [
+        finished.directory,
+        *images,
+        "--batch-size",
+        "1",
+        "-o",
+        tmp_path / "out.csv",
+        "--device",
+        "cpu",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, "predict", finished.directory, *images, *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    while process.poll() is None and not any(path.name.startswith(".out.csv") for path in tmp_path.iterdir()):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+    assert (tmp_path / "out.csv").read_text() == "from before"

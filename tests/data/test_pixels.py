@@ -1,12 +1,14 @@
 import hashlib
 import os
 import threading
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 import torch
 from image_files import encoded, folder_spec, noise, pets, plant
 
+from tlrecipe.data import pixels as pixels_module
 from tlrecipe.data.pixels import decode_files, decode_split, duplicates
 from tlrecipe.data.preprocess import BadImage, decode, fit
 from tlrecipe.data.sources import list_data
@@ -325,6 +327,49 @@ def test_prediction_runs_ahead_by_a_bounded_number_of_files(tmp_path, monkeypatc
     next(results)
     results.close()
     assert len(read) < 20
+
+
+@pytest.mark.case("I14")
+@pytest.mark.parametrize("how", ["training", "prediction"])
+def test_i14_a_decoder_that_hangs_is_given_up_with_the_file_in_flight(tmp_path, how, monkeypatch):
+    root = plant(tmp_path, pets(6))
+    held = threading.Event()
+    original = pixels_module.decode
+
+    def decode(data, p):
+        if data == (root / "dog/3.png").read_bytes():
+            held.wait()
+        return original(data, p)
+
+    monkeypatch.setattr(pixels_module, "decode", decode)
+    monkeypatch.setattr(pixels_module, "TIMEOUT", 1)
+    try:
+        with pytest.raises(TlrecipeError) as caught:
+            if how == "training":
+                stored(root, threads=2)
+            else:
+                list(decode_files(sorted(root.rglob("*.png")), P, threads=2))
+    finally:
+        held.set()
+    (problem,) = caught.value.diagnostics
+    assert (problem.code, caught.value.exit_code) == ("TLR1001", 10)
+    assert "dog/3.png` is being read or decoded for more than 1 seconds" in problem.message
+
+
+@pytest.mark.case("P08", "I14")
+def test_the_time_in_which_a_process_is_stopped_does_not_count(tmp_path, monkeypatch):
+    root = plant(tmp_path, pets(2))
+    waits = []
+    original = pixels_module.wait
+
+    def slow(futures, timeout):
+        waits.append(timeout)
+        return original(futures, timeout) if len(waits) > 1 else original([Future()], 0)
+
+    monkeypatch.setattr(pixels_module, "wait", slow)
+    monkeypatch.setattr(pixels_module, "TIMEOUT", 2)
+    assert len(list(decode_files([root / "cat/0.png"], P))) == 1
+    assert waits == [1, 1]
 
 
 def test_no_paths_give_no_results():

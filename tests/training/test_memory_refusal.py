@@ -187,4 +187,4 @@ def test_a_process_with_few_addresses_exits_with_8_and_keeps_its_checkpoint(tmp_
         assert result.returncode == 8, (mode, result.stderr)
         assert "error[TLR801]" in result.stderr
         assert said in result.stderr
-        assert "batch_size = " in result.stderr
+        assert "`size`" in result.stderr

@@ -20,7 +20,7 @@ from tlrecipe.workflow import checking
 
 def is_code(text: str) -> bool:
     """Whether an argument of the command is an error code and not a recipe."""
-    return re.fullmatch(r"TLR\d{3}", text, re.IGNORECASE) is not None
+    return re.fullmatch(r"TLR\d{3,4}", text, re.IGNORECASE) is not None
 
 
 def explain_code(text: str, *, as_json: bool) -> None:

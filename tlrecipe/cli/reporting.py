@@ -18,6 +18,7 @@ from tlrecipe.cli import console
 from tlrecipe.cli.render import as_github, as_json, as_text
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
 
+EXIT_WORKER = 10
 EXIT_BUG = 70
 EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
