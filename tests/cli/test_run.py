@@ -316,16 +316,7 @@ def test_an_interrupted_prediction_leaves_no_file_and_no_part_of_one(
     )
     (tmp_path / "out.csv").write_text("from before")
     images = [project / "colours"] * 40
-    arguments = [
-        finished.directory,
-        *images,
-        "--batch-size",
-        "1",
-        "-o",
-        tmp_path / "out.csv",
-        "--device",
-        "cpu",
-    ]
+    options = ["--batch-size", "1", "-o", tmp_path / "out.csv", "--device", "cpu"]
     process = subprocess.Popen(
         [sys.executable, "-c", slow, "predict", finished.directory, *images, *options],
         stderr=subprocess.PIPE,

@@ -370,8 +370,8 @@ EXPLANATIONS: Mapping[str, Explanation] = {
     ),
     "TLR701": Explanation(
         "A loss, a gradient, a weight, a statistic or a class score became infinite or no number. The step"
-        " was not taken, and nothing that is not finite was saved. Most often the rate is too high, or an image is damaged: the"
-        " message names the step, its rates and its images.",
+        " was not taken, and nothing that is not finite was saved. Most often the rate is too high, or an"
+        " image is damaged: the message names the step, its rates and its images.",
         "Lower `lr`, add a warm-up, or set `clip_norm`.",
     ),
     "TLR702": Explanation(
