@@ -92,6 +92,7 @@ def test_it_holds_nothing_but_plain_files_of_known_kinds(written: Path) -> None:
     assert names == ["README.md", "bundle.json", "config.json", "model.safetensors"]
 
 
+@pytest.mark.case("E11")
 def test_it_moves(written: Path, tmp_path: Path, network: Backbone) -> None:
     (tmp_path / "elsewhere").symlink_to(written)
     assert torch.equal(logits(Model.load(tmp_path / "elsewhere").model), logits(network.model))
@@ -102,6 +103,7 @@ def test_data_paths_are_absolute(written: Path) -> None:
     assert data["path"] == str(Path.cwd() / "relative" / "images")
 
 
+@pytest.mark.case("E04")
 def test_the_model_card_shows_foreign_names_as_text(written: Path) -> None:
     card = (written / "README.md").read_text()
     assert "<script>" not in card
@@ -147,6 +149,7 @@ def test_a_run_directory_stands_for_its_model(written: Path) -> None:
     ("content", "reason"),
     [({}, "neither"), ({"recipe.toml": ""}, "no model yet"), (None, "no folder")],
 )
+@pytest.mark.case("E10")
 def test_what_is_no_model_is_said(content: dict[str, str] | None, reason: str, tmp_path: Path) -> None:
     folder = tmp_path / "x"
     if content is not None:
@@ -162,6 +165,7 @@ def test_what_is_no_model_is_said(content: dict[str, str] | None, reason: str, t
 
 
 @pytest.mark.parametrize("where", [0, 8, 1000, -1])
+@pytest.mark.case("E10")
 def test_one_flipped_bit_in_the_weights_is_found(where: int, bundle: Path) -> None:
     content = bytearray((bundle / "model.safetensors").read_bytes())
     content[where] ^= 1
@@ -235,6 +239,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.case("E11")
 def test_a_hostile_bundle_json_is_refused(case: str, bundle: Path) -> None:
     change, reason = HOSTILE[case]
     edit(bundle, change)
@@ -275,6 +280,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [paths[0], folder / "text.png", *paths[1:], folder / "missing.png"]
 
 
+@pytest.mark.case("E01", "E02")
 def test_one_row_per_file_in_the_order_given(written: Path, photos: list[Path]) -> None:
     rows = list(Model.load(written).predict(photos, top=2))
     assert [row.file for row in rows] == [str(path) for path in photos]
@@ -288,6 +294,7 @@ def test_one_row_per_file_in_the_order_given(written: Path, photos: list[Path]) 
             assert row.top[0][1] >= row.top[1][1]
 
 
+@pytest.mark.case("E03")
 def test_the_size_of_batches_does_not_change_results(written: Path, photos: list[Path]) -> None:
     model = Model.load(written)
     whole = list(model.predict(photos))
@@ -317,5 +324,6 @@ def test_predictions_are_those_of_the_plain_network(
         assert probability == pytest.approx(float(expected[CLASSES.index(label)]), abs=1e-4)
 
 
+@pytest.mark.case("E03")
 def test_no_files_give_no_rows(written: Path) -> None:
     assert list(Model.load(written).predict([])) == []

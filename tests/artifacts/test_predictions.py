@@ -46,6 +46,7 @@ def text_of(cell: str) -> str:
     return cell[1:] if re.match("'+[=+\\-@\t\r＝＋－＠]", cell) else cell
 
 
+@pytest.mark.case("E04")
 def test_csv_parses_to_what_was_written(tmp_path: Path) -> None:
     write_predictions(rows(), tmp_path / "out.csv")
     parsed = parse(tmp_path / "out.csv")
@@ -58,6 +59,7 @@ def test_csv_parses_to_what_was_written(tmp_path: Path) -> None:
 
 
 @given(label=st.text(st.characters(exclude_categories=["Cs"])))
+@pytest.mark.case("E04")
 def test_any_class_name_survives_csv(label: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("csv") / "out.csv"
     write_predictions([Prediction(label, label, 1.0, None)], path)
@@ -92,6 +94,7 @@ def test_more_ranks_are_more_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".ndjson", ".JSON"])
+@pytest.mark.case("E04")
 def test_json_lines_by_the_ending(ending: str, tmp_path: Path) -> None:
     write_predictions(rows(), tmp_path / f"out{ending}", top=2)
     parsed = [json.loads(line) for line in (tmp_path / f"out{ending}").read_text().splitlines()]
@@ -106,6 +109,7 @@ def test_a_name_that_is_not_utf8_does_not_break_the_file(tmp_path: Path) -> None
     assert parse(tmp_path / "out.csv")[0]["file"] == "caf\\udce9.png"
 
 
+@pytest.mark.case("E07")
 def test_an_interrupted_prediction_leaves_no_file(tmp_path: Path) -> None:
     def stopping() -> Iterator[Prediction]:
         yield rows()[0]

@@ -97,6 +97,7 @@ def test_a_used_run_directory_is_refused_before_any_work(
     assert {path: path.stat().st_mtime_ns for path in finished.directory.rglob("*")} == before
 
 
+@pytest.mark.case("W15")
 def test_weights_that_are_not_there_leave_no_run_directory(project: Path, here: Path) -> None:
     result = invoke("run", project / "tiny.toml", "--set", 'backbone.weights="/nowhere/weights.pt"')
     assert result.exit_code == 5
@@ -124,6 +125,7 @@ def test_an_unknown_tracker_is_a_usage_error_before_any_work(project: Path, here
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.case("I01")
 def test_bad_images_stop_a_run_with_their_names(tmp_path: Path) -> None:
     write_images(tmp_path / "colours" / "train", 8)
     write_images(tmp_path / "colours" / "test", 2)
@@ -187,6 +189,7 @@ def test_evaluation_from_the_bundle_gives_the_metrics_of_the_run(finished: Finis
     assert low < expected["accuracy"] < high
 
 
+@pytest.mark.case("E11")
 def test_the_bundle_is_enough_wherever_it_lies(finished: Finished, project: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.directory / "model", tmp_path / "moved")
     for data in (project / "colours", project / "tiny.toml", project / "colours" / "test"):
@@ -202,6 +205,7 @@ def test_without_a_test_split_the_validation_split_is_taken(finished: Finished, 
     assert json.loads(result.stdout)["split"] == "val"
 
 
+@pytest.mark.case("E05")
 def test_classes_are_matched_by_name(finished: Finished, tmp_path: Path, project: Path) -> None:
     bundle = shutil.copytree(finished.directory / "model", tmp_path / "model")
     before = json.loads(invoke("evaluate", bundle, "--data", project / "colours", "--json").stdout)
@@ -219,6 +223,7 @@ def test_classes_are_matched_by_name(finished: Finished, tmp_path: Path, project
     assert undone["metrics"]["loss"] == pytest.approx(before["metrics"]["loss"], abs=1e-6)
 
 
+@pytest.mark.case("E05")
 def test_other_classes_are_an_error_that_names_them(finished: Finished, tmp_path: Path) -> None:
     write_images(tmp_path / "data", 2, ["red", "green"])
     (tmp_path / "data" / "green").rename(tmp_path / "data" / "violet")
@@ -262,6 +267,7 @@ def test_predictions_go_to_stdout_one_row_per_file(finished: Finished, project: 
     assert total == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.case("E01")
 def test_a_file_that_cannot_be_used_has_a_row_and_the_exit_code_says_so(
     finished: Finished, project: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import encoded, folder_spec, noise, pets, plant
+from PIL import Image
 
 from tlrecipe.data import pixels as pixels_module
 from tlrecipe.data.pixels import decode_files, decode_split, duplicates
@@ -311,6 +312,54 @@ def test_e09_training_and_prediction_see_the_same_pixels(tmp_path):
     pixels = stored(root)
     predicted = dict(decode_files([root / name for name in pixels.names], P))
     assert torch.equal(pixels.images, torch.stack([predicted[root / name] for name in pixels.names]))
+
+
+def every_rule():
+    """An image file for each rule of decoding, by name."""
+    rgb = noise(3, 14, 10)
+    rgba = np.concatenate([rgb, noise(4, 14, 10)[..., :1]], axis=2)
+    grey = np.arange(140, dtype=np.uint16).reshape(14, 10)
+    palette = Image.fromarray(rgb).quantize(9)
+    files = {
+        "1-bit.png": encoded(Image.fromarray(rgb).convert("1")),
+        "grey.png": encoded(rgb[..., 0]),
+        "grey16.png": encoded(grey * 468),
+        "grey16.tif": encoded(grey * 468, "TIFF"),
+        "rgba.png": encoded(rgba),
+        "la.png": encoded(Image.fromarray(rgba).convert("LA")),
+        "palette.png": encoded(palette),
+        "palette-transparent.png": encoded(palette, transparency=bytes([0, 128, 255] * 3)),
+        "palette-transparent.gif": encoded(palette, "GIF", transparency=2),
+        "animation.gif": encoded(palette, "GIF", save_all=True, append_images=[Image.fromarray(rgb[::-1])]),
+        "cmyk.jpg": encoded(Image.fromarray(rgb).convert("CMYK"), "JPEG"),
+        "large.jpg": encoded(noise(5, 300, 200), "JPEG"),
+        "panorama.png": encoded(noise(6, 8, 90)),
+        "lossless.webp": encoded(rgba, "WEBP", lossless=True),
+        "colours.ppm": encoded(rgb, "PPM"),
+        "colours.bmp": encoded(rgb, "BMP"),
+    }
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[274] = orientation
+        files[f"turned-{orientation}.png"] = encoded(rgb, exif=exif)
+        files[f"turned-{orientation}.jpg"] = encoded(rgb, "JPEG", exif=exif)
+    return files
+
+
+@pytest.mark.case("E09", "I07", "I09", "I10")
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_training_and_prediction_see_the_same_pixels_by_every_rule(tmp_path, interpolation):
+    p = Preprocessing(size=16, crop_pct=0.8, interpolation=interpolation, background=(10, 200, 30))
+    files = every_rule()
+    root = plant(
+        tmp_path, {f"{kind}/{name}": data for kind in ("cat", "dog") for name, data in files.items()}
+    )
+    pixels = stored(root, p)
+    assert len(pixels) == 2 * len(files)
+    trained = pixels.batch(torch.arange(len(pixels)), p)
+    predicted = [image for _, image in decode_files([root / name for name in pixels.names], p)]
+    for name, one, other in zip(pixels.names, trained, predicted, strict=True):
+        assert torch.equal(one, other), name
 
 
 def test_prediction_runs_ahead_by_a_bounded_number_of_files(tmp_path, monkeypatch):
