@@ -103,6 +103,7 @@ def test_data_paths_are_absolute(written: Path) -> None:
     assert data["path"] == str(Path.cwd() / "relative" / "images")
 
 
+@pytest.mark.case("E04")
 def test_the_model_card_shows_foreign_names_as_text(written: Path) -> None:
     card = (written / "README.md").read_text()
     assert "<script>" not in card
@@ -149,6 +150,7 @@ def test_a_run_directory_stands_for_its_model(written: Path) -> None:
     ("content", "reason"),
     [({}, "neither"), ({"recipe.toml": ""}, "no model yet"), (None, "no folder")],
 )
+@pytest.mark.case("E10")
 def test_what_is_no_model_is_said(content: dict[str, str] | None, reason: str, tmp_path: Path) -> None:
     folder = tmp_path / "x"
     if content is not None:
@@ -164,6 +166,7 @@ def test_what_is_no_model_is_said(content: dict[str, str] | None, reason: str, t
 
 
 @pytest.mark.parametrize("where", [0, 8, 1000, -1])
+@pytest.mark.case("E10")
 def test_one_flipped_bit_in_the_weights_is_found(where: int, bundle: Path) -> None:
     content = bytearray((bundle / "model.safetensors").read_bytes())
     content[where] ^= 1
@@ -237,6 +240,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.case("E11")
 def test_a_hostile_bundle_json_is_refused(case: str, bundle: Path) -> None:
     change, reason = HOSTILE[case]
     edit(bundle, change)
@@ -277,7 +281,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [paths[0], folder / "text.png", *paths[1:], folder / "missing.png"]
 
 
-@pytest.mark.case("E02")
+@pytest.mark.case("E01", "E02")
 def test_one_row_per_file_in_the_order_given(written: Path, photos: list[Path]) -> None:
     rows = list(Model.load(written).predict(photos, top=2))
     assert [row.file for row in rows] == [str(path) for path in photos]
@@ -321,5 +325,6 @@ def test_predictions_are_those_of_the_plain_network(
         assert probability == pytest.approx(float(expected[CLASSES.index(label)]), abs=1e-4)
 
 
+@pytest.mark.case("E03")
 def test_no_files_give_no_rows(written: Path) -> None:
     assert list(Model.load(written).predict([])) == []

@@ -46,6 +46,7 @@ def text_of(cell: str) -> str:
     return cell[1:] if re.match("'+[=+\\-@\t\r＝＋－＠]", cell) else cell
 
 
+@pytest.mark.case("E04")
 def test_csv_parses_to_what_was_written(tmp_path: Path) -> None:
     write_predictions(rows(), tmp_path / "out.csv")
     parsed = parse(tmp_path / "out.csv")
@@ -93,6 +94,7 @@ def test_more_ranks_are_more_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".ndjson", ".JSON"])
+@pytest.mark.case("E04")
 def test_json_lines_by_the_ending(ending: str, tmp_path: Path) -> None:
     write_predictions(rows(), tmp_path / f"out{ending}", top=2)
     parsed = [json.loads(line) for line in (tmp_path / f"out{ending}").read_text().splitlines()]

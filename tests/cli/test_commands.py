@@ -490,6 +490,31 @@ def test_modules_in_the_working_directory_are_not_run(project: Path, tmp_path: P
     assert "a stranger" not in result.stderr
 
 
+@pytest.mark.case("I14")
+def test_i14_a_command_ends_although_a_decoder_hangs(project: Path) -> None:
+    code = (
+        "import threading\n"
+        "from tlrecipe.data import pixels\n"
+        "pixels.TIMEOUT = 1\n"
+        "pixels.decode = lambda data, p: threading.Event().wait()\n"
+        "from tlrecipe.__main__ import main\n"
+        "main()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "validate", "--data", project / "tiny.toml"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert result.returncode == 10, result.stderr
+    assert "error[TLR1001]: `train/blue/" in result.stderr
+
+
+def test_a_code_of_four_digits_is_explained() -> None:
+    assert "exit code 10: a worker or peer died" in invoke("explain", "tlr1001").stdout
+
+
 # --------------------------------------------------------------------------- preview
 
 

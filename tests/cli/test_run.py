@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -99,6 +100,7 @@ def test_a_used_run_directory_is_refused_before_any_work(
     assert {path: path.stat().st_mtime_ns for path in finished.directory.rglob("*")} == before
 
 
+@pytest.mark.case("W15")
 def test_weights_that_are_not_there_leave_no_run_directory(project: Path, here: Path) -> None:
     result = invoke("run", project / "tiny.toml", "--set", 'backbone.weights="/nowhere/weights.pt"')
     assert result.exit_code == 5
@@ -126,6 +128,7 @@ def test_an_unknown_tracker_is_a_usage_error_before_any_work(project: Path, here
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.case("I01")
 def test_bad_images_stop_a_run_with_their_names(tmp_path: Path) -> None:
     write_images(tmp_path / "colours" / "train", 8)
     write_images(tmp_path / "colours" / "test", 2)
@@ -225,6 +228,7 @@ def test_without_a_test_split_the_validation_split_is_taken(finished: Finished, 
     assert json.loads(result.stdout)["split"] == "val"
 
 
+@pytest.mark.case("E05")
 def test_classes_are_matched_by_name(finished: Finished, tmp_path: Path, project: Path) -> None:
     bundle = shutil.copytree(finished.directory / "model", tmp_path / "model")
     before = json.loads(invoke("evaluate", bundle, "--data", project / "colours", "--json").stdout)
@@ -334,3 +338,37 @@ def test_a_finished_run_is_the_backbone_of_the_next(project: Path, finished: Fin
     assert said["sha256"] == before["model_sha256"]
     assert [item["recipe"]["name"] for item in said["ancestors"]] == ["tiny"]
     assert before["model_sha256"] in (here / "next/model/README.md").read_text()
+
+
+@pytest.mark.case("E07")
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["E07-term", "E07-int"]
+)
+def test_an_interrupted_prediction_leaves_no_file_and_no_part_of_one(
+    number: int, code: int, finished: Finished, project: Path, tmp_path: Path
+) -> None:
+    slow = (
+        "import time\n"
+        "from tlrecipe.data import pixels\n"
+        "decode = pixels.decode\n"
+        "pixels.decode = lambda data, p: time.sleep(0.3) or decode(data, p)\n"
+        "from tlrecipe.__main__ import main\n"
+        "main()\n"
+    )
+    (tmp_path / "out.csv").write_text("from before")
+    images = [project / "colours"] * 40
+    options = ["--batch-size", "1", "-o", tmp_path / "out.csv", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, "predict", finished.directory, *images, *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    while process.poll() is None and not any(path.name.startswith(".out.csv") for path in tmp_path.iterdir()):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+    assert (tmp_path / "out.csv").read_text() == "from before"

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import threading
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from image_files import encoded, folder_spec, noise, pets, plant
 from PIL import Image
 
+from tlrecipe.data import pixels as pixels_module
 from tlrecipe.data.pixels import decode_files, decode_split, duplicates
 from tlrecipe.data.preprocess import BadImage, decode, fit
 from tlrecipe.data.sources import list_data
@@ -312,6 +314,54 @@ def test_e09_training_and_prediction_see_the_same_pixels(tmp_path):
     assert torch.equal(pixels.images, torch.stack([predicted[root / name] for name in pixels.names]))
 
 
+def every_rule():
+    """An image file for each rule of decoding, by name."""
+    rgb = noise(3, 14, 10)
+    rgba = np.concatenate([rgb, noise(4, 14, 10)[..., :1]], axis=2)
+    grey = np.arange(140, dtype=np.uint16).reshape(14, 10)
+    palette = Image.fromarray(rgb).quantize(9)
+    files = {
+        "1-bit.png": encoded(Image.fromarray(rgb).convert("1")),
+        "grey.png": encoded(rgb[..., 0]),
+        "grey16.png": encoded(grey * 468),
+        "grey16.tif": encoded(grey * 468, "TIFF"),
+        "rgba.png": encoded(rgba),
+        "la.png": encoded(Image.fromarray(rgba).convert("LA")),
+        "palette.png": encoded(palette),
+        "palette-transparent.png": encoded(palette, transparency=bytes([0, 128, 255] * 3)),
+        "palette-transparent.gif": encoded(palette, "GIF", transparency=2),
+        "animation.gif": encoded(palette, "GIF", save_all=True, append_images=[Image.fromarray(rgb[::-1])]),
+        "cmyk.jpg": encoded(Image.fromarray(rgb).convert("CMYK"), "JPEG"),
+        "large.jpg": encoded(noise(5, 300, 200), "JPEG"),
+        "panorama.png": encoded(noise(6, 8, 90)),
+        "lossless.webp": encoded(rgba, "WEBP", lossless=True),
+        "colours.ppm": encoded(rgb, "PPM"),
+        "colours.bmp": encoded(rgb, "BMP"),
+    }
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[274] = orientation
+        files[f"turned-{orientation}.png"] = encoded(rgb, exif=exif)
+        files[f"turned-{orientation}.jpg"] = encoded(rgb, "JPEG", exif=exif)
+    return files
+
+
+@pytest.mark.case("E09", "I07", "I09", "I10")
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_training_and_prediction_see_the_same_pixels_by_every_rule(tmp_path, interpolation):
+    p = Preprocessing(size=16, crop_pct=0.8, interpolation=interpolation, background=(10, 200, 30))
+    files = every_rule()
+    root = plant(
+        tmp_path, {f"{kind}/{name}": data for kind in ("cat", "dog") for name, data in files.items()}
+    )
+    pixels = stored(root, p)
+    assert len(pixels) == 2 * len(files)
+    trained = pixels.batch(torch.arange(len(pixels)), p)
+    predicted = [image for _, image in decode_files([root / name for name in pixels.names], p)]
+    for name, one, other in zip(pixels.names, trained, predicted, strict=True):
+        assert torch.equal(one, other), name
+
+
 def test_prediction_runs_ahead_by_a_bounded_number_of_files(tmp_path, monkeypatch):
     read = []
     lock = threading.Lock()
@@ -326,6 +376,49 @@ def test_prediction_runs_ahead_by_a_bounded_number_of_files(tmp_path, monkeypatc
     next(results)
     results.close()
     assert len(read) < 20
+
+
+@pytest.mark.case("I14")
+@pytest.mark.parametrize("how", ["training", "prediction"])
+def test_i14_a_decoder_that_hangs_is_given_up_with_the_file_in_flight(tmp_path, how, monkeypatch):
+    root = plant(tmp_path, pets(6))
+    held = threading.Event()
+    original = pixels_module.decode
+
+    def decode(data, p):
+        if data == (root / "dog/3.png").read_bytes():
+            held.wait()
+        return original(data, p)
+
+    monkeypatch.setattr(pixels_module, "decode", decode)
+    monkeypatch.setattr(pixels_module, "TIMEOUT", 1)
+    try:
+        with pytest.raises(TlrecipeError) as caught:
+            if how == "training":
+                stored(root, threads=2)
+            else:
+                list(decode_files(sorted(root.rglob("*.png")), P, threads=2))
+    finally:
+        held.set()
+    (problem,) = caught.value.diagnostics
+    assert (problem.code, caught.value.exit_code) == ("TLR1001", 10)
+    assert "dog/3.png` is being read or decoded for more than 1 seconds" in problem.message
+
+
+@pytest.mark.case("P08", "I14")
+def test_the_time_in_which_a_process_is_stopped_does_not_count(tmp_path, monkeypatch):
+    root = plant(tmp_path, pets(2))
+    waits = []
+    original = pixels_module.wait
+
+    def slow(futures, timeout):
+        waits.append(timeout)
+        return original(futures, timeout) if len(waits) > 1 else original([Future()], 0)
+
+    monkeypatch.setattr(pixels_module, "wait", slow)
+    monkeypatch.setattr(pixels_module, "TIMEOUT", 2)
+    assert len(list(decode_files([root / "cat/0.png"], P))) == 1
+    assert waits == [1, 1]
 
 
 def test_no_paths_give_no_results():

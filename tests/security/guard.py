@@ -86,7 +86,10 @@ class Guard:
         elif event == "exec":
             self._code(getattr(arguments[0], "co_filename", ""))
         elif event in ("ctypes.dlopen", "import"):
-            self._code(arguments[1] if event == "import" else arguments[0])
+            name = arguments[1] if event == "import" else arguments[0]
+            # A library's bare name is looked for where the system keeps its own.
+            if event == "import" or "/" in str(name):
+                self._code(name)
 
     def _opened(self, path: Any, flags: int) -> None:
         if isinstance(path, int):

@@ -168,6 +168,7 @@ def cases_of(place: Place, finished: Path) -> list[dict[str, Any]]:
     return cases
 
 
+@pytest.mark.case("E11", "I12", "W04", "W05")
 def test_no_file_of_a_stranger_makes_a_command_do_what_it_should_not(place: Place, finished: Path) -> None:
     cases = cases_of(place, finished)
     before = _state(place)

@@ -129,7 +129,7 @@ def test_start_from_best_starts_the_next_phase_there() -> None:
     assert all(torch.equal(starts[1][n], v) for n, v in best.items())
 
 
-@pytest.mark.case("E12")
+@pytest.mark.case("E12", "N11")
 def test_an_average_is_what_is_evaluated_and_kept() -> None:
     model, told, result = trained(phase=[phase(freeze=[], epochs=3, lr=0.1, ema=0.9)])
     plain, plain_told, plain_result = trained(phase=[phase(freeze=[], epochs=3, lr=0.1)])
@@ -150,6 +150,7 @@ def _without_dropout(**changes: Any) -> tuple[Any, Recorder, Any]:
     return model, told, train(plan_for(model, **changes), backbone(model), source, emit=told)
 
 
+@pytest.mark.case("N01")
 def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     model = net()
     with pytest.raises(TlrecipeError) as caught:

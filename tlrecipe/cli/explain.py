@@ -15,7 +15,7 @@ from tlrecipe import files
 from tlrecipe.cli import console
 from tlrecipe.cli.render import printable
 from tlrecipe.cli.reporting import warn
-from tlrecipe.language.diagnostics import CODES, Diagnostic, did_you_mean
+from tlrecipe.language.diagnostics import CODES, Diagnostic, TlrecipeError, did_you_mean
 from tlrecipe.language.explanations import EXPLANATIONS, explain
 from tlrecipe.workflow import checking
 
@@ -28,7 +28,7 @@ _PLOT_WIDTH = 860.0
 
 def is_code(text: str) -> bool:
     """Whether an argument of the command is an error code and not a recipe."""
-    return re.fullmatch(r"TLR\d{3}", text, re.IGNORECASE) is not None
+    return re.fullmatch(r"TLR\d{3,4}", text, re.IGNORECASE) is not None
 
 
 def explain_code(text: str, *, as_json: bool) -> None:
@@ -62,7 +62,10 @@ def explain_recipe(
         title = printable(" ".join(checked.document.recipe.description.split()))
         text = explain_text(checked.explain(memory=memory), title)
         console.out("\n".join(printable(line) for line in text.rstrip("\n").split("\n")))
-    warn(checked.warnings)
+    unfit = checked.unfit_phases()
+    warn([*checked.warnings, *(found for found in unfit if found.severity == "warning")])
+    if errors := [found for found in unfit if found.severity == "error"]:
+        raise TlrecipeError(errors)
 
 
 def _draw(plan: Plan, path: Path) -> None:

@@ -18,6 +18,7 @@ from tlrecipe.cli import console
 from tlrecipe.cli.render import as_github, as_json, as_text
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
 
+EXIT_WORKER = 10
 EXIT_BUG = 70
 EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
@@ -64,11 +65,19 @@ def _known(error: Exception) -> TlrecipeError | None:
         return error
     if isinstance(error, OSError) and error.errno in _DISK:
         return files.disk_error("use", Path(error.filename or "the output"), error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _out_of_memory(error):
         detail = str(error).partition("\n")[0]
         message = f"out of memory: {detail}" if detail else "out of memory"
         return TlrecipeError.of("TLR801", message, help="choose a smaller `batch_size` or `size`")
     return None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from tlrecipe.models.memory import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _bug(error: Exception, shown: bool) -> NoReturn:

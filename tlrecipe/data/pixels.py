@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -30,6 +30,9 @@ from tlrecipe.planning.facts import Preprocessing
 
 MEMORY_BUDGET = 4 << 30
 """Bytes of pixels that are kept in memory; more go to a file."""
+
+TIMEOUT = 120
+"""Seconds after which an image that is still being read or decoded is given up."""
 
 _BLOCK = 1024
 
@@ -125,7 +128,8 @@ def decode_split(
     name, so it disappears with the process, however that ends.
 
     Raises ``TlrecipeError``: TLR404 with the files that cannot be used, unless ``on_bad`` is ``"skip"``;
-    TLR402 where skipping leaves a class without images; TLR901 where the disk is full.
+    TLR402 where skipping leaves a class without images; TLR901 where the disk is full; TLR1001 with the
+    file in flight where a decoder hangs.
     """
     if listing.arrays is not None:
         return _from_arrays(listing.splits[split], listing.arrays, p, progress, threads, budget, scratch)
@@ -145,7 +149,9 @@ def decode_split(
         def load(item: Item) -> _Loaded | BadImage:
             return _load(listing, item, p, shelf, keep_size=store.native or shelf is not None)
 
-        for done, (item, result) in enumerate(_in_order(load, items, threads), start=1):
+        for done, (item, result) in enumerate(
+            _in_order(load, items, threads, named=lambda item: item.name), start=1
+        ):
             if isinstance(result, BadImage):
                 bad.append((item.name, result.reason))
             else:
@@ -379,21 +385,46 @@ def decode_files(
         result = _decoded(data, b"", p, keep_size=False)
         return result if isinstance(result, BadImage) else result.image
 
-    yield from _in_order(load, paths, threads)
+    yield from _in_order(load, paths, threads, named=str)
 
 
 def _in_order(
-    work: Callable[[_In], _Out], inputs: Iterable[_In], threads: int | None
+    work: Callable[[_In], _Out],
+    inputs: Iterable[_In],
+    threads: int | None,
+    named: Callable[[_In], str] | None = None,
 ) -> Iterator[tuple[_In, _Out]]:
-    """Inputs with their results, in order. Threads run ahead by a few inputs only, to bound the memory."""
+    """Inputs with their results, in order. Threads run ahead by a few inputs only, to bound the memory.
+
+    Where inputs are ``named``, one that has no result after :data:`TIMEOUT` raises TLR1001.
+    """
     count = threads or min(os.cpu_count() or 1, 16)
     running: deque[tuple[_In, Future[_Out]]] = deque()
-    with ThreadPoolExecutor(count) as pool:
+    pool = ThreadPoolExecutor(count)
+    hangs = False
+
+    def next_result() -> tuple[_In, _Out]:
+        nonlocal hangs
+        first, future = running.popleft()
+        if named is None:
+            return first, future.result()
+        # Second by second, so that the time in which the process is stopped does not count.
+        for _ in range(TIMEOUT):
+            if future in wait([future], timeout=1).done:
+                return first, future.result()
+        hangs = True
+        raise TlrecipeError.of(
+            "TLR1001",
+            f"`{named(first)}` is being read or decoded for more than {TIMEOUT} seconds",
+            help="the file or the disk that it is on does not answer: remove the file or see to the disk",
+        )
+
+    try:
         for item in inputs:
             running.append((item, pool.submit(work, item)))
             if len(running) > 4 * count:
-                first, future = running.popleft()
-                yield first, future.result()
+                yield next_result()
         while running:
-            first, future = running.popleft()
-            yield first, future.result()
+            yield next_result()
+    finally:
+        pool.shutdown(wait=not hangs, cancel_futures=True)

@@ -58,7 +58,7 @@ class Diagnostic:
         """The process exit code of this code: its hundreds digit, and 3 for everything in a recipe."""
         if self.code in ("TLR001", "TLR007"):
             return 2
-        return max(3, int(self.code[3]))
+        return max(3, int(self.code[3:-2]))
 
 
 class TlrecipeError(Exception):
@@ -170,5 +170,6 @@ CODES: dict[str, str] = {
     # memory, disk, processes
     "TLR801": "out of memory",
     "TLR901": "the disk cannot be written",
+    "TLR1001": "a worker does not answer",
 }
-"""Every code and its title. A code is never reused; its hundreds digit is its exit code (0 to 3: 3)."""
+"""Every code and its title. A code is never reused; its hundreds are its exit code (0 to 3: 3)."""

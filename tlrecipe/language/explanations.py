@@ -22,6 +22,7 @@ EXIT_MEANINGS: Mapping[int, str] = {
     7: "numerics",
     8: "memory",
     9: "disk",
+    10: "a worker or peer died",
 }
 
 BASE = """\
@@ -414,9 +415,9 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         "$ echo '{\"epoch\": 1}' > stopped/metrics.jsonl\n$ tlrecipe resume stopped",
     ),
     "TLR701": Explanation(
-        "A loss, a gradient or a weight became infinite or no number. The step was not taken, and the"
-        " checkpoint before it is whole. Most often the rate is too high, or an image is damaged: the"
-        " message names the step, its rates and its images.",
+        "A loss, a gradient, a weight, a statistic or a class score became infinite or no number. The step"
+        " was not taken, and nothing that is not finite was saved. Most often the rate is too high, or an"
+        " image is damaged: the message names the step, its rates and its images.",
         "Lower `lr`, add a warm-up, or set `clip_norm`.",
     ),
     "TLR702": Explanation(
@@ -425,7 +426,8 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         "Choose another architecture, and tell us which one it was.",
     ),
     "TLR801": Explanation(
-        "There is not enough memory for a step. `tlrecipe explain --memory` predicts the peak of each phase.",
+        "There is not enough memory for a step. `tlrecipe explain --memory` predicts the peak of each phase;"
+        " `explain` and `run` refuse a recipe of which some phase cannot fit, before the first begins.",
         "Choose a smaller `batch_size` (with `accumulate` for the same steps) or a smaller `size`.",
     ),
     "TLR901": Explanation(
@@ -433,6 +435,12 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         " What had been there before is untouched.",
         "Make room, or choose another place.",
         "$ tlrecipe new photos -o nowhere/own.toml",
+    ),
+    "TLR1001": Explanation(
+        "An image is being read or decoded for two minutes. The file is made to keep a decoder busy, or the"
+        " disk or the network that it is on does not answer. A process that is only stopped is not meant:"
+        " that time does not count.",
+        "Remove the file that the message names, or see to the disk.",
     ),
 }
 """Every code of :data:`~tlrecipe.language.diagnostics.CODES`."""

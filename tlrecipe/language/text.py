@@ -106,7 +106,7 @@ def _in_order(value: Any) -> Any:
 
 def _located(layer: Layer, diagnostics: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
     return tuple(
-        layer.locate(item) if item.path or item.code.startswith("TLR1") else item for item in diagnostics
+        layer.locate(item) if item.path or item.code[:-2] == "TLR1" else item for item in diagnostics
     )
 
 

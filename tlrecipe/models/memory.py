@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import weakref
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,11 +57,98 @@ def process_bytes() -> int:
 
     From ``/proc`` where there is one: ``ru_maxrss`` starts with what the parent held when it forked.
     """
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds now, in bytes; the most so far where the system does not say."""
+    return _status("VmRSS") or process_bytes()
+
+
+def _status(field: str) -> int | None:
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return None
+
+
+def limit_bytes() -> tuple[int, str]:
+    """The most memory that this process could ever hold, in bytes, and what says so.
+
+    The smallest of the machine's memory, the limits of the control groups that the process is in, and
+    what ``RLIMIT_AS`` leaves beside addresses that are taken without memory behind them.
+    """
+    limits = [(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the machine's memory")]
+    if (group := control_group_bytes()) is not None:
+        limits.append((group, "the limit of the control group"))
+    addresses, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if addresses != resource.RLIM_INFINITY:
+        unused = (_status("VmSize") or 0) - (_status("VmRSS") or 0)
+        limits.append((max(0, addresses - unused), "the limit of addresses, RLIMIT_AS"))
+    return min(limits)
+
+
+def control_group_bytes(
+    membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """The smallest memory limit of the control groups (version 1 or 2) that the process is in, or None."""
+    limits = []
+    with suppress(OSError):
+        for line in membership.read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0":
+                base, name = root, "memory.max"
+            elif "memory" in controllers.split(","):
+                base, name = root / "memory", "memory.limit_in_bytes"
+            else:
+                continue
+            group = base / path.lstrip("/")
+            # Inside a container the path may be that of the host: the container's own group is the root.
+            for folder in (group, *group.parents):
+                with suppress(OSError, ValueError):
+                    limits.append(int((folder / name).read_text()))
+                if folder == base:
+                    break
+    return min(limits, default=None)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out. PyTorch has no type of its own for it on CPUs."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(words in said for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "can't start new thread", "mmap")
+
+
+@contextmanager
+def on_meta(*networks: nn.Module) -> Iterator[None]:
+    """Take the memory away from behind the weights of networks, which may share modules, for a block in
+    which sizes are all that counts. They come back as they were."""
+    places: dict[tuple[int, str], tuple[dict[str, Any], str, Tensor]] = {
+        (id(kept), name): (kept, name, tensor)
+        for network in networks
+        for module in network.modules()
+        for kept in cast(Iterable[dict[str, Any]], (module._parameters, module._buffers))
+        for name, tensor in kept.items()
+        if tensor is not None
+    }
+    empty = {id(tensor): _emptied(tensor) for _, _, tensor in places.values()}
+    try:
+        for kept, name, tensor in places.values():
+            kept[name] = empty[id(tensor)]
+        yield
+    finally:
+        for kept, name, tensor in places.values():
+            kept[name] = tensor
+
+
+def _emptied(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def keep_freed_memory() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -13,8 +14,18 @@ from torch import Tensor, nn
 from tlrecipe.data.listing import Item, Listing
 from tlrecipe.data.pixels import MEMORY_BUDGET
 from tlrecipe.data.preprocess import BadImage, decode
+from tlrecipe.files import size_text
+from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
 from tlrecipe.language.spec import AdamSpec, AdamWSpec, RMSpropSpec, SGDSpec
-from tlrecipe.models.memory import forward_bytes, process_bytes, step_bytes, weight_bytes
+from tlrecipe.models.memory import (
+    forward_bytes,
+    limit_bytes,
+    on_meta,
+    process_bytes,
+    resident_bytes,
+    step_bytes,
+    weight_bytes,
+)
 from tlrecipe.models.prefix import Split
 from tlrecipe.planning.explain import PrefixFacts
 from tlrecipe.planning.facts import Preprocessing
@@ -79,6 +90,107 @@ def _decoded_size(listing: Listing, item: Item, p: Preprocessing) -> int:
     except (BadImage, OSError):
         return fitted
     return 3 * height * width if max(height, width) <= p.size else fitted
+
+
+# How far off a prediction may be: what it does not see can only be found out by trying.
+_UNSURE = 1.3
+
+
+def refuse_too_large(
+    plan: Plan, model: nn.Module, splits: Sequence[Split], *, warn: Callable[[str], None]
+) -> None:
+    """Refuse a plan of which some phase cannot fit into memory, before the first has begun.
+
+    ``model`` has its weights and ``splits`` are its parts, phase by phase; the images are decoded. The
+    peak of a phase is what the process holds now and :func:`prefix_facts`' count of what the phase adds.
+    ``warn`` is told of phases that may just not fit. The network is left in the modes of the last phase.
+
+    Raises TLR801 with a batch size that would fit.
+    """
+    held, (limit, why) = resident_bytes(), limit_bytes()
+    problems = []
+    for phase, parts in zip(plan.phases, splits, strict=True):
+        freezing.apply(model, phase)
+        halves = [half for half in (parts.prefix, parts.suffix) if half is not None]
+
+        def work(
+            batch_size: int,
+            phase: PhasePlan = phase,
+            parts: Split = parts,
+            halves: Sequence[nn.Module] = halves,
+        ) -> int | None:
+            with on_meta(model, *halves):
+                return _work_bytes(plan, replace(phase, batch_size=batch_size), model, parts)
+
+        problem = too_large(phase, held, limit, why, work)
+        if problem is not None and problem.severity == "error":
+            problems.append(problem)
+        elif problem is not None:
+            warn(problem.message)
+    if problems:
+        raise TlrecipeError(problems)
+
+
+def with_pixels(facts: Sequence[PrefixFacts], pixel_bytes: int) -> tuple[PrefixFacts, ...]:
+    """``facts`` with the memory that the decoded images take as well."""
+    return tuple(
+        replace(item, memory_bytes=None if item.memory_bytes is None else item.memory_bytes + pixel_bytes)
+        for item in facts
+    )
+
+
+def unfit_phases(plan: Plan, model: nn.Module, facts: Sequence[PrefixFacts]) -> list[Diagnostic]:
+    """What :func:`too_large` says of each phase, from the ``facts`` of :func:`prefix_facts`."""
+    limit, why = limit_bytes()
+    found = []
+    for phase, fact in zip(plan.phases, facts, strict=True):
+
+        def needed(
+            batch_size: int, phase: PhasePlan = phase, known: int | None = fact.memory_bytes
+        ) -> int | None:
+            if batch_size == phase.batch_size:
+                return known
+            smaller = [replace(each, batch_size=min(batch_size, each.batch_size)) for each in plan.phases]
+            changed = replace(plan, phases=tuple(smaller))
+            return prefix_facts(changed, model)[phase.index].memory_bytes
+
+        problem = too_large(phase, 0, limit, why, needed)
+        if problem is not None:
+            found.append(problem)
+    return found
+
+
+def too_large(
+    phase: PhasePlan, held: int, limit: int, why: str, work: Callable[[int], int | None]
+) -> Diagnostic | None:
+    """What to say of a phase that needs ``held`` bytes and what ``work`` says for a batch size, where
+    ``limit`` are all there are: an error, a warning where the prediction is too unsure, or None."""
+    needed = work(phase.batch_size)
+    if needed is None or held + needed <= limit:
+        return None
+    message = (
+        f"phase `{phase.name}` takes about {size_text(held + needed)} with batches of {phase.batch_size}"
+        f" images of {phase.size} pixels, and {size_text(limit)} are all there are: {why}"
+    )
+    if held + needed <= _UNSURE * limit:
+        return Diagnostic("TLR801", message, severity="warning")
+    fitting = _fitting_batch(phase.batch_size, limit - held, work)
+    if fitting is None:
+        cure = "freeze more of the backbone, or choose a smaller `size` or another backbone"
+    else:
+        same = phase.accumulate * phase.batch_size // fitting
+        cure = f"`batch_size = {fitting}` would fit; with `accumulate = {same}` an update sees as many images"
+    return Diagnostic("TLR801", message, ("phase", phase.index), cure)
+
+
+def _fitting_batch(batch_size: int, room: int, work: Callable[[int], int | None]) -> int | None:
+    """The largest half, quarter, … of a batch whose work fits into ``room`` bytes, or None."""
+    while batch_size >= 2:
+        batch_size //= 2
+        needed = work(batch_size)
+        if needed is not None and needed <= room:
+            return batch_size
+    return None
 
 
 # Tensors of a parameter's size that an optimizer keeps for it.

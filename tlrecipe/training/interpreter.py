@@ -24,7 +24,7 @@ from tlrecipe.data.sampling import epoch_order
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.models.backbones import Backbone
 from tlrecipe.models.inference import Inference
-from tlrecipe.models.memory import keep_freed_memory, process_bytes
+from tlrecipe.models.memory import keep_freed_memory, out_of_memory, process_bytes
 from tlrecipe.models.prefix import Split
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.planning.randomness import key
@@ -32,11 +32,14 @@ from tlrecipe.training import freezing, metrics, numerics, optimizers, restore
 from tlrecipe.training.engine import Emit, Engine, Ids, Stopped
 from tlrecipe.training.evaluate import Evaluation, evaluate, evaluate_pixels
 from tlrecipe.training.features import FeatureStore, NotFiniteFeatures
+from tlrecipe.training.forecast import refuse_too_large
 from tlrecipe.training.losses import Loss
 from tlrecipe.training.survey import Addresses, Choice, PixelSource, preprocessing_of, survey
 
 # A checkpoint may cost this share of the time since the last one: at the end of an epoch, and within one.
 _AFTER_EPOCH, _WITHIN_EPOCH = 0.02, 0.01
+# What the tensors of a checkpoint belong to.
+_PARTS = ("model", "optimizer", "average", "best", "start")
 # Images whose stored features go through the head at once.
 _TEST_BATCH = 256
 
@@ -225,12 +228,15 @@ class _Run:
         self.splits, self.choices = survey(
             self.plan, self.model, self.pixels, self.store, self.addresses, known
         )
+        if self.device.type == "cpu":
+            refuse_too_large(self.plan, self.model, self.splits, warn=self._warn)
         self.state.clocks["survey"] += time.perf_counter() - started
         if resume is None:
             # The choices are timings: saved before anything rests on them, they are made once.
             self._save(None)
         for phase in self.plan.phases[self.state.phase :]:
-            self._phase(phase, resume)
+            with _memory_of(phase):
+                self._phase(phase, resume)
             resume = None
         return self._finish()
 
@@ -741,6 +747,7 @@ class _Run:
             "optimizer": phase is not None,
             "average": phase is not None and phase.ema is not None,
             "best": self.state.best is not None,
+            "start": phase is not None and phase.wise_ft is not None,
         }
         for part, tensors in parts.items():
             if tensors and not expected.get(part):
@@ -754,6 +761,9 @@ class _Run:
         """Emit what belongs into metrics.jsonl, and count it."""
         self.emit(kind, **fields)
         self.state.records += 1
+
+    def _warn(self, message: str) -> None:
+        self.emit("warning", message=message)
 
     def _clock(self, name: str) -> _Clock:
         return _Clock(self.state, name)
@@ -799,8 +809,9 @@ def train(
 
     Raises:
         TlrecipeError: TLR701 where a loss, gradient, weight, statistic or class score is not finite (before
-            the update, and before anything is saved), TLR702 where a
-            frozen tensor moved, TLR602 where ``resume`` does not fit.
+            the update, and before anything is saved), TLR702 where a frozen tensor moved, TLR801 where a
+            phase does not fit into memory (before the first, if it can be foreseen), TLR602 where ``resume``
+            does not fit.
         Stopped: after ``stop`` said yes, with the checkpoint saved.
     """
     device = torch.device(device)
@@ -829,6 +840,26 @@ def _gain(metric: str, values: Mapping[str, float], previous: float | None) -> f
     if previous is None:
         return math.inf
     return (value - previous) * (1 if metrics.METRICS[metric].higher_is_better else -1)
+
+
+@contextmanager
+def _memory_of(phase: PhasePlan) -> Iterator[None]:
+    """Say what a phase was doing when memory ran out. What was saved before stays."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        half = max(1, phase.batch_size // 2)
+        more = f" with `accumulate = {2 * phase.accumulate}`" if half < phase.batch_size else ""
+        raise TlrecipeError.of(
+            "TLR801",
+            f"out of memory in phase `{phase.name}` with batches of {phase.batch_size} images of {phase.size}"
+            f" pixels",
+            path=("phase", phase.index),
+            help=f"try `batch_size = {half}`{more}, a smaller `size`, or freeze more of the backbone; the"
+            " last checkpoint is sound",
+        ) from error
 
 
 def _rates(phase: PhasePlan, step: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError, capped
 from tlrecipe.language.text import Document, Overrides, load
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tlrecipe.data.card import DataCard
     from tlrecipe.data.listing import Listing
     from tlrecipe.planning.explain import PrefixFacts
@@ -52,16 +55,29 @@ class Checked:
 
     def _prefixes(self, *, memory: bool) -> tuple[PrefixFacts, ...]:
         """What each phase could compute once, found on a network without memory behind its weights."""
+        if not memory or self.listing is None:
+            return tuple(replace(item, memory_bytes=None) for item in self._forecast[1])
+        from tlrecipe.training.forecast import decoded_bytes, with_pixels
+
+        return with_pixels(self._forecast[1], decoded_bytes(self.listing, self.plan.preprocessing))
+
+    def unfit_phases(self) -> tuple[Diagnostic, ...]:
+        """The phases that cannot fit into this machine's memory as errors, those that may not as warnings."""
+        from tlrecipe.training.forecast import unfit_phases
+
+        model, facts = self._forecast
+        return self.document.locate(unfit_phases(self.plan, model, facts))
+
+    @cached_property
+    def _forecast(self) -> tuple[nn.Module, tuple[PrefixFacts, ...]]:
+        """The network without memory behind its weights, and what is foreseen of it, images not counted."""
         from tlrecipe.models.backbones import outline
-        from tlrecipe.training.forecast import decoded_bytes, prefix_facts
+        from tlrecipe.training.forecast import prefix_facts
 
         recipe = self.document.recipe
         classes = len(self.plan.classes) or PLACEHOLDER_CLASSES
         model = outline(recipe.backbone, recipe.head, classes, recipe.data.size)
-        known = memory and self.listing is not None
-        pixels = decoded_bytes(self.listing, self.plan.preprocessing) if known and self.listing else 0
-        facts = prefix_facts(self.plan, model, pixel_bytes=pixels)
-        return facts if known else tuple(replace(item, memory_bytes=None) for item in facts)
+        return model, prefix_facts(self.plan, model)
 
 
 def plan(recipe: str | Path | Document, overrides: Overrides = (), *, needs_data: bool = False) -> Checked:
