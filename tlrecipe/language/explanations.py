@@ -366,6 +366,13 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         "Add images, bring a folder `val`, or set `val = 0`.",
         "$ mkdir lily\n$ cp photos/rose/0.png lily\n$ mv lily photos\n$ tlrecipe validate recipe.toml",
     ),
+    "TLR406": Explanation(
+        "A row of the table names no image, has no label, is there twice, or puts one group into two splits;"
+        " or a column is missing. Every row with a mistake is named with its line.",
+        "Mend the lines that are named. `file_name` is relative to `root`, by default the table's folder.",
+        "$ printf 'file_name,label\\nphotos/rose/0.png,\\n' > labels.csv\n"
+        '$ tlrecipe validate recipe.toml --set \'data={source="manifest", path="labels.csv"}\'',
+    ),
     # ------------------------------------------------------------------ weights and models
     "TLR501": Explanation(
         "The weights are neither on this machine nor to be had. Random weights are never taken instead.",
