@@ -1,6 +1,6 @@
 """Which test proves which case of ``catalogue.toml``, and the page that says so.
 
-``python -m pytest --reliability docs/reliability.md`` runs the tests that carry a case and writes the
+``python -m pytest tests --reliability docs/reliability.md`` runs the tests that carry a case and writes the
 tables of the page, outcomes included; with ``-m "slow or not slow"`` the long ones too. A test carries
 cases by the marker ``case``, by a function name like ``test_c02_…``, or by the id of a parameter like
 ``R07-nan``.

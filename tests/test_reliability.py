@@ -26,7 +26,7 @@ def test_every_case_has_a_test_or_a_reason_and_the_page_lists_it(request: pytest
     page = PAGE.read_text(encoding="utf-8")
     new = renewed(page, tables(cases, {}))
     assert without_outcomes(page) == without_outcomes(new), (
-        "python -m pytest --reliability docs/reliability.md"
+        "python -m pytest tests --reliability docs/reliability.md"
     )
 
 

@@ -491,12 +491,12 @@ def test_modules_in_the_working_directory_are_not_run(project: Path, tmp_path: P
 
 
 @pytest.mark.case("I14")
-def test_i14_a_command_ends_although_a_decoder_hangs(project: Path) -> None:
+def test_i14_a_command_ends_although_a_decoder_hangs(project: Path, tmp_path: Path) -> None:
     code = (
         "import threading\n"
         "from tlrecipe.data import pixels\n"
         "pixels.TIMEOUT = 1\n"
-        "pixels.decode = lambda data, p: threading.Event().wait()\n"
+        "pixels.decode_with_facts = lambda data, p: threading.Event().wait()\n"
         "from tlrecipe.__main__ import main\n"
         "main()\n"
     )
@@ -505,7 +505,8 @@ def test_i14_a_command_ends_although_a_decoder_hangs(project: Path) -> None:
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        # Of its own: what was decoded once is not decoded again.
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TLRECIPE_CACHE_DIR": str(tmp_path)},
     )
     assert result.returncode == 10, result.stderr
     assert "error[TLR1001]: `train/blue/" in result.stderr

@@ -82,7 +82,7 @@ def by_bash(place: Path, *words: str) -> list[str]:
         (["run", "nothing"], ["files", ""]),
         (["run", "tiny.toml", "--dev"], ["--device"]),
         (["run", "tiny.toml", "--device", "c"], ["cpu", "cuda"]),
-        (["explain", "tlr10"], [f"TLR10{digit}" for digit in range(1, 10)]),
+        (["explain", "tlr10"], [*(f"TLR10{digit}" for digit in range(1, 10)), "TLR1001"]),
         (["list", "ba"], ["backbones"]),
         (["list", "backbones", "tf_efficientnet_lite"], [f"tf_efficientnet_lite{n}" for n in range(5)]),
         (["run", "tiny.toml", "--set", "phase.all.ep"], ["phase.all.epochs="]),

@@ -179,7 +179,7 @@ def test_a_run_in_a_real_terminal_shows_whole_lines(project: Path, tmp_path: Pat
     assert "\x1b[2K" in written
     lines = [line for line in seen(screen) if line]
     assert lines[0].startswith("phase 1/1 all: 2 epochs, 6 steps")
-    assert [line.split()[0] for line in lines[-3:]] == ["test", "run", "next:"]
+    assert [line.split()[0] for line in lines[-3:]] == ["run", "report:", "next:"]
     assert not any("━" in line for line in lines)
 
 

@@ -350,8 +350,8 @@ def test_an_interrupted_prediction_leaves_no_file_and_no_part_of_one(
     slow = (
         "import time\n"
         "from tlrecipe.data import pixels\n"
-        "decode = pixels.decode\n"
-        "pixels.decode = lambda data, p: time.sleep(0.3) or decode(data, p)\n"
+        "decode = pixels.decode_with_facts\n"
+        "pixels.decode_with_facts = lambda data, p: time.sleep(0.3) or decode(data, p)\n"
         "from tlrecipe.__main__ import main\n"
         "main()\n"
     )

@@ -383,14 +383,14 @@ def test_prediction_runs_ahead_by_a_bounded_number_of_files(tmp_path, monkeypatc
 def test_i14_a_decoder_that_hangs_is_given_up_with_the_file_in_flight(tmp_path, how, monkeypatch):
     root = plant(tmp_path, pets(6))
     held = threading.Event()
-    original = pixels_module.decode
+    original = pixels_module.decode_with_facts
 
     def decode(data, p):
         if data == (root / "dog/3.png").read_bytes():
             held.wait()
         return original(data, p)
 
-    monkeypatch.setattr(pixels_module, "decode", decode)
+    monkeypatch.setattr(pixels_module, "decode_with_facts", decode)
     monkeypatch.setattr(pixels_module, "TIMEOUT", 1)
     try:
         with pytest.raises(TlrecipeError) as caught:

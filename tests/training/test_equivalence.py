@@ -28,7 +28,11 @@ from tlrecipe.planning.compile import compile_recipe
 from tlrecipe.planning.facts import DatasetInfo, Preprocessing
 from tlrecipe.training.interpreter import RunResult, train
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+RECIPES = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+    if load(path).recipe.data.source == "sample"
+]
 PER_CLASS = 2
 VAL = 8
 

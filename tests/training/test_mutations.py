@@ -23,23 +23,26 @@ from tlrecipe.training.interpreter import Checkpoint, train
 
 Place = tuple[str | int, ...]
 
-# Of three phases, the second averages, and stops early after its first epoch was the best: so that all a
-# checkpoint holds decides about something.
+# Of three phases, the second averages, and stops early; in it and in the last one, the first epoch is the
+# best, since ties keep the earlier: so that all a checkpoint holds decides about something.
 STOPPING = {**EVERYTHING[1], "epochs": 4, "stop": {"metric": "loss", "patience": 2, "min_delta": 10.0}}
-PLAN = plan_for(net(), phase=[EVERYTHING[0], STOPPING, EVERYTHING[2]])
-# Steps into the second phase: within its second epoch.
-INTO_THE_SECOND = 5
+PHASES = [EVERYTHING[0], STOPPING | {"best_metric": "accuracy"}, EVERYTHING[2]]
+PLAN = plan_for(net(), phase=PHASES, final_weights="best")
+# Steps into the second and the third phase: within their second epochs.
+INTO_THE_SECOND, INTO_THE_THIRD = 5, 7
 # What a clock said is part of no result; that it is there is checked all the same.
 CLOCKS = ("seconds", "clocks")
 
 
 def checkpoints() -> dict[str, Checkpoint]:
-    """One within the second phase, one between two phases, and the last one of a run."""
+    """Within the second phase, between two phases, within the third, and the last one of a run."""
     saved: list[Checkpoint] = []
     model = net(dropout=0.2, drop_path=0.2)
     train(PLAN, backbone(model), source, save=lambda c: saved.append(_kept(c)), save_now=lambda: True)
     at = {(c.values["state"]["phase"], c.values["state"]["step"]): c for c in saved}
-    return {"within": at[1, INTO_THE_SECOND], "between": at[2, 0], "end": at[3, 0]}
+    within = {"within": at[1, INTO_THE_SECOND], "late": at[2, INTO_THE_THIRD]}
+    assert all(checkpoint.values["state"]["best"]["epoch"] == 1 for checkpoint in within.values())
+    return {**within, "between": at[2, 0], "end": at[3, 0]}
 
 
 def _kept(checkpoint: Checkpoint) -> Checkpoint:
@@ -125,7 +128,7 @@ def _is_clock(place: Place) -> bool:
 
 
 @pytest.mark.case("C13", "C22")
-@pytest.mark.parametrize("moment", ["within", "between", "end"])
+@pytest.mark.parametrize("moment", ["within", "between", "late", "end"])
 def test_a_checkpoint_that_lacks_a_field_is_refused(moment: str, saved: dict[str, Checkpoint]) -> None:
     checkpoint = saved[moment]
     fields = [place for place in places(checkpoint.values) if isinstance(place[-1], str) and _of_us(place)]
@@ -138,7 +141,7 @@ def test_a_checkpoint_that_lacks_a_field_is_refused(moment: str, saved: dict[str
 
 def _of_us(place: Place) -> bool:
     """Whether a field is the checkpoint's own; which metrics an evaluation gives is not its business."""
-    return place[:2] != ("state", "last_val") or len(place) == 2
+    return place[:2] not in (("state", "last_val"), ("state", "best_val")) or len(place) == 2
 
 
 @pytest.mark.case("C13", "C22")
@@ -147,7 +150,7 @@ def test_any_other_value_is_refused_or_ends_elsewhere(change: str, saved: dict[s
     """Each place in at least one of the checkpoints that have it: the last validation matters at the end."""
     seen: set[Place] = set()
     silent: set[Place] = set()
-    for moment in ("end", "between", "within"):
+    for moment in ("end", "between", "late", "within"):
         checkpoint = saved[moment]
         as_it_is = outcome(checkpoint)
         for place in places(checkpoint.values):
@@ -174,7 +177,8 @@ def test_a_checkpoint_that_lacks_any_tensor_is_refused(saved: dict[str, Checkpoi
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "average", "best"])
 def test_other_numbers_end_elsewhere(part: str, saved: dict[str, Checkpoint]) -> None:
-    checkpoint = saved["within"]
+    # The best of the third phase is what the run ends with.
+    checkpoint = saved["late" if part == "best" else "within"]
     as_it_is = outcome(checkpoint)
     # Whole numbers of an average are those of the network, and are taken from there at the next step.
     names = [n for n, t in checkpoint.tensors.items() if n.startswith(f"{part}/") and t.is_floating_point()]

@@ -186,8 +186,8 @@ def test_stored_test_features_give_the_logits_of_the_bundle(tmp_path: Any) -> No
     *_, stored = run("store", store, phase=[phase()], dropout=0.0)
     assert store.writes == 3, "train, val and test"
     *_, found = run("store", FeatureStore(tmp_path), phase=[phase()], dropout=0.0)
-    assert torch.equal(stored.test.logits, plain.test.logits)
-    assert torch.equal(found.test.logits, plain.test.logits)
+    assert torch.equal(stored.evaluated.evaluation.logits, plain.evaluated.evaluation.logits)
+    assert torch.equal(found.evaluated.evaluation.logits, plain.evaluated.evaluation.logits)
 
 
 def test_tuned_steps_end_close_to_the_layers_own() -> None:

@@ -252,7 +252,7 @@ def test_a_model_predicts_and_is_measured(recipe: Path, finished: tlrecipe.Run) 
     for measured in (tlrecipe.evaluate(model), tlrecipe.evaluate(finished.path, recipe, device="cpu")):
         assert measured.split == "test"
         assert measured.metrics["accuracy"] == finished.metrics["test"]["accuracy"]
-        low, high = measured.metrics["accuracy_interval"]
+        low, high = measured.intervals["accuracy"]
         assert low < measured.metrics["accuracy"] < high
     whole = tlrecipe.evaluate(model, recipe.parent / "colours" / "test")
     assert (whole.split, whole.metrics["count"]) == ("train", 12)

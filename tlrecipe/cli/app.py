@@ -242,7 +242,7 @@ def report(run_dir: Path, out: Path | None) -> None:
     report(run_dir, out)
 
 
-@cli.command(epilog=_example("compare runs/flowers/first runs/flowers/first -o compare.html"))
+@cli.command(epilog=_example("compare runs/flowers/first runs/flowers/first"))
 @click.argument("run_dirs", nargs=-1, required=True, type=_FILE, metavar="RUN_DIR...")
 @click.option("-o", "--output", "out", type=_FILE, help="Write a page too: one HTML file.")
 @_JSON

@@ -165,6 +165,8 @@ def rebuild(config: Mapping[str, Any], classes: int) -> nn.Module:
     """
     try:
         said = config["tlrecipe"]
+        if said["source"] not in ("timm", "torchvision"):
+            raise ValueError(f"no library is called {said['source']!r}")
         args = dict(said.get("args", {}))
         architecture: Architecture = _library(said["source"]).resolve(said["name"], said["weights"], args)
         head = HeadSpec(**said["head"])
