@@ -11,7 +11,7 @@ from PIL import Image
 from project import Finished, invoke
 from run_directories import predictions, write_run
 
-from tlrecipe.artifacts.report.findings import interval
+from tlrecipe.planning.intervals import wilson_interval as interval
 
 CLASSES = ("cat", "dog", "owl")
 LONG = "x" * 200

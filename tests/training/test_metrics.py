@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tlrecipe.language.spec import Metric
-from tlrecipe.training.metrics import METRICS, Scores, detail, intervals, scalars, wilson_interval
+from tlrecipe.planning.intervals import wilson_interval
+from tlrecipe.training.metrics import METRICS, Scores, detail, intervals, scalars
 
 
 def scores(count: int, classes: int, seed: int = 0, *, signal: float = 1.0) -> Scores:

@@ -17,6 +17,7 @@ from tlrecipe.cli.device import pick_device
 from tlrecipe.cli.progress import percent, progress
 from tlrecipe.cli.reporting import EXIT_STOPPED, warn
 from tlrecipe.cli.signals import signals
+from tlrecipe.planning.intervals import wilson_interval
 from tlrecipe.workflow import checking
 
 if TYPE_CHECKING:
@@ -81,8 +82,6 @@ def report(run: Run, *, as_json: bool) -> None:
 
 def accuracy_line(split: str, metrics: Mapping[str, Any]) -> str:
     """The accuracy of a split, with what chance leaves open where the number of images is known."""
-    from tlrecipe.training.metrics import wilson_interval
-
     text = f"{split} accuracy {percent(metrics['accuracy'])}"
     if "count" not in metrics:
         return text

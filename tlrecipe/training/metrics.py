@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite, sqrt
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from tlrecipe.planning.intervals import Z95, wilson_interval
 from tlrecipe.planning.randomness import key, uniforms
 
 _TOP = 5
@@ -27,7 +28,6 @@ _RESAMPLES = 200
 _RANKED_TOGETHER = 16
 # A matrix of more classes than this would be megabytes of zeros.
 _MATRIX_CLASSES = 1000
-_Z = 1.959964
 
 Floats = NDArray[np.float64]
 
@@ -199,7 +199,7 @@ def intervals(scores: Scores) -> dict[str, tuple[float, float]]:
         if METRICS[name].share:
             found[name] = wilson_interval(value, count)
         else:
-            half = _Z * (scores.ranking.standard_error if name == "auroc" else errors[name])
+            half = Z95 * (scores.ranking.standard_error if name == "auroc" else errors[name])
             top = float("inf") if name == "loss" else 1.0
             found[name] = max(0.0, value - half), min(top, value + half)
     return {name: ends for name, ends in found.items() if all(map(isfinite, ends))}
@@ -214,13 +214,6 @@ def _standard_errors(scores: Scores, names: Sequence[str]) -> dict[str, float]:
         rows.append([METRICS[name].of(sample) for name in names])
     spread = np.std(np.array(rows), axis=0, ddof=1)
     return dict(zip(names, spread.tolist(), strict=True))
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % confidence interval of a share of ``count`` trials (Wilson, JASA 22:209, 1927)."""
-    centre = (share + _Z * _Z / (2 * count)) / (1 + _Z * _Z / count)
-    half = _Z * sqrt(share * (1 - share) / count + _Z * _Z / (4 * count * count)) / (1 + _Z * _Z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 # --------------------------------------------------------------------------- ranking

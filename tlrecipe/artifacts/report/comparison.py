@@ -12,10 +12,11 @@ import numpy as np
 
 from tlrecipe.artifacts.report import charts, text
 from tlrecipe.artifacts.report.charts import Curve
-from tlrecipe.artifacts.report.findings import Paired, interval, paired
+from tlrecipe.artifacts.report.findings import Paired, paired
 from tlrecipe.artifacts.report.page import MEASURES, Measure, render, thinned, training_path
 from tlrecipe.artifacts.report.record import Record
 from tlrecipe.artifacts.report.shapes import Figure
+from tlrecipe.planning.intervals import wilson_interval
 
 _HALF = 400.0
 # What a recipe calls itself does not change what it does.
@@ -53,7 +54,9 @@ class Entry:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the accuracy."""
-        return None if self.accuracy is None or not self.images else interval(self.accuracy, self.images)
+        return (
+            None if self.accuracy is None or not self.images else wilson_interval(self.accuracy, self.images)
+        )
 
     @property
     def seconds(self) -> float | None:

@@ -10,6 +10,8 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from tlrecipe.planning.intervals import Z95, wilson_interval
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -114,13 +116,6 @@ class Block:
     whole: bool
 
 
-def interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % confidence interval of a share of ``count`` trials (Wilson, JASA 22:209, 1927)."""
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def by_class(predictions: Predictions) -> list[ClassFinding]:
     """Every class, in the order of the classes."""
     size = len(predictions.classes)
@@ -138,7 +133,7 @@ def by_class(predictions: Predictions) -> list[ClassFinding]:
                 name=name,
                 images=images[index],
                 recall=recall,
-                recall_interval=(0.0, 1.0) if recall is None else interval(recall, images[index]),
+                recall_interval=(0.0, 1.0) if recall is None else wilson_interval(recall, images[index]),
                 taken_for=None if other is None else predictions.classes[other],
                 taken_count=number,
             )
@@ -239,7 +234,7 @@ def paired(first: Sequence[bool] | NDArray[np.bool_], second: Sequence[bool] | N
     lost, won = int((one & ~two).sum()), int((~one & two).sum())
     b, c, n = lost + 0.5, won + 0.5, count + 2
     centre = (c - b) / n
-    half = 1.959964 * sqrt(b + c - (c - b) ** 2 / n) / n
+    half = Z95 * sqrt(b + c - (c - b) ** 2 / n) / n
     bounds = max(-1.0, centre - half), min(1.0, centre + half)
     return Paired(count, lost, won, (won - lost) / count, bounds, _sign_test(lost, won))
 

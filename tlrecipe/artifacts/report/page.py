@@ -30,6 +30,7 @@ from tlrecipe.artifacts.report.record import (
 )
 from tlrecipe.artifacts.report.shapes import DARK, FIGURE_STYLE, LIGHT, Figure, Point
 from tlrecipe.artifacts.report.thumbnails import EXAMPLES, MISTAKES, PAIRS
+from tlrecipe.planning.intervals import wilson_interval
 
 REPORT = "report.html"
 """The report in its run directory."""
@@ -192,7 +193,7 @@ def _headline(record: Record) -> _Headline | None:
         return None
     accuracy = float(metrics[split]["accuracy"])
     images = int(metrics[split].get("count") or record.plan.counts.get(split) or 1)
-    low, high = findings.interval(accuracy, images)
+    low, high = wilson_interval(accuracy, images)
     guess = findings.chance(record.predictions) if record.predictions is not None else None
     marks = [] if guess is None else [("always the largest class", guess)]
     said = f"{text.percent(accuracy)}, with a 95 % interval from {text.percent(low)} to {text.percent(high)}"
