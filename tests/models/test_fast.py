@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from tlrecipe.models import fast
 from tlrecipe.models.fast import best_precision, fast_copy, native_bf16
+from tlrecipe.models.onednn import PackedConvolution
 
 SIZE = 32
 
@@ -70,6 +72,11 @@ class ReadTwice(nn.Module):
 
 def sequence(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
+
+
+def packed(network: nn.Module) -> list[str]:
+    """The activations of the packed convolutions, in their order."""
+    return [m._activation[0] for m in network.modules() if isinstance(m, PackedConvolution)]
 
 
 # Network and how many batch norms are left.
@@ -179,3 +186,116 @@ def test_bfloat16_is_chosen_where_it_is_native_and_faster(
 def test_native_bfloat16_is_what_the_processor_says() -> None:
     flags = torch.cpu.get_capabilities()
     assert native_bf16("cpu") == any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+# --------------------------------------------------------------------------- convolutions of a CPU
+
+
+class SharedActivation(nn.Module):
+    """One activation module after two convolutions, and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.act = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + self.second(self.act(self.first(x))))  # type: ignore[no-any-return]
+
+
+class ActivatedAndRead(nn.Module):
+    """What a convolution gives goes into an activation and round it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.act(x) + x  # type: ignore[no-any-return]
+
+
+class Doubling(nn.ReLU):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class ScaledConv(nn.Conv2d):
+    """Computes its weight from its parameters in each pass."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.conv2d(input, self.weight / self.weight.norm(), self.bias, self.stride, self.padding)
+
+
+class Noticing(nn.Conv2d):
+    """Does something with its output."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).exp()
+
+
+# Network, and the activations of the packed convolutions that it becomes.
+CONVOLUTIONS: dict[str, tuple[nn.Module, list[str] | None]] = {
+    "alone": (sequence(nn.Conv2d(3, 4, 3, 2, 1, bias=False)), ["none"]),
+    "relu": (sequence(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)), ["relu"]),
+    "relu6": (sequence(nn.Conv2d(3, 8, 3), nn.ReLU6()), ["hardtanh"]),
+    "hardtanh": (sequence(nn.Conv2d(3, 8, 3), nn.Hardtanh(-0.1, 0.2)), ["hardtanh"]),
+    "leaky": (sequence(nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.3)), ["leaky_relu"]),
+    "silu": (sequence(nn.Conv2d(3, 8, 3), nn.SiLU()), ["swish"]),
+    "hardswish": (sequence(nn.Conv2d(3, 8, 3), nn.Hardswish()), ["hardswish"]),
+    "gelu": (sequence(nn.Conv2d(3, 8, 3), nn.GELU()), ["gelu"]),
+    "gelu-tanh": (sequence(nn.Conv2d(3, 8, 3), nn.GELU(approximate="tanh")), ["gelu"]),
+    "another-activation": (sequence(nn.Conv2d(3, 8, 3), nn.Softplus()), ["none"]),
+    "a-subclass-that-does-more": (sequence(nn.Conv2d(3, 8, 3), Doubling()), ["none"]),
+    "depthwise-dilated": (sequence(nn.Conv2d(3, 6, 3, dilation=2, groups=3), nn.ReLU()), ["relu"]),
+    "shared-activation": (SharedActivation(), ["none", "none"]),
+    "uneven-padding": (sequence(Conv2dSame(3, 4, 3, stride=2), nn.ReLU()), ["relu"]),
+    "uneven-padding-5": (sequence(Conv2dSame(3, 6, 5, stride=2, groups=3), nn.ReLU()), ["relu"]),
+    "even-padding-of-the-same": (sequence(Conv2dSame(3, 4, 3), nn.ReLU()), ["relu"]),
+    "uneven-padding-dilated": (sequence(Conv2dSame(3, 4, (4, 2), dilation=3)), []),
+    "reflected-padding": (sequence(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")), []),
+    "padding-by-name": (sequence(nn.Conv2d(3, 4, 3, padding="same")), []),
+    "weights-computed-each-time": (sequence(ScaledConv(3, 4, 3, padding=1)), ["none"]),
+    "a-layer-that-does-more": (sequence(Noticing(3, 4, 3)), []),
+    "timm": (timm.create_model("test_efficientnet", num_classes=3), None),
+}
+
+
+@pytest.mark.parametrize("size", [32, 33], ids=str)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_are_packed_with_what_follows(name: str, size: int) -> None:
+    network, activations = CONVOLUTIONS[name]
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))
+    images = images.to(memory_format=torch.channels_last)
+    copy = fast_copy(built(network), images)
+    if activations is not None:
+        assert packed(copy) == activations
+    with torch.no_grad():
+        expected = network(images)
+        torch.testing.assert_close(copy(images), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+        half = copy(images[:2])
+    torch.testing.assert_close(half, expected[:2], rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_an_output_that_something_else_reads_keeps_its_activation_apart() -> None:
+    copy = fast_copy(ActivatedAndRead().eval(), sample())
+    assert packed(copy) == []
+
+
+@pytest.mark.parametrize("fault", ["missing", "wrong", "refuses"])
+def test_an_operator_that_is_not_what_it_was_is_not_used(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    network = sequence(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+
+    class Operators:
+        @staticmethod
+        def _convolution_pointwise(images: Tensor, *args: Any) -> Tensor:
+            if fault == "refuses":
+                raise RuntimeError("unknown attribute")
+            return images.new_zeros(len(images), 4, SIZE - 2, SIZE - 2)
+
+    if fault == "missing":
+        del Operators._convolution_pointwise
+    monkeypatch.setattr(torch.ops, "mkldnn", Operators)
+    copy = fast_copy(network, sample())
+    assert packed(copy) == []
+    with torch.no_grad():
+        torch.testing.assert_close(copy(sample()), network(sample()))

@@ -163,8 +163,8 @@ def test_a_second_run_finds_the_features_of_the_first(tmp_path: Any) -> None:
 
 def test_what_an_earlier_run_stored_is_chosen_without_measuring(tmp_path: Any, monkeypatch: Any) -> None:
     run("store", FeatureStore(tmp_path), phase=[phase()])
-    for measure in ("_step_seconds", "fast_copy"):
-        monkeypatch.setattr(survey, measure, None)
+    for measure in ("node_seconds", "_StepClock.seconds"):
+        monkeypatch.setattr(f"tlrecipe.training.survey.{measure}", None)
     *_, found = run("auto", FeatureStore(tmp_path), phase=[phase(lr=0.3)])
     assert found.phases[0].prefix["reason"].startswith("found in the store")
     assert found.phases[0].prefix["images_computed"] == 0
@@ -172,7 +172,7 @@ def test_what_an_earlier_run_stored_is_chosen_without_measuring(tmp_path: Any, m
 
 @pytest.mark.parametrize(("epochs", "mode"), [(4, "store"), (1, "recompute")])
 def test_features_that_an_earlier_pass_gives_cost_no_pass(epochs: int, mode: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(survey, "_step_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(survey._StepClock, "seconds", lambda *_: 1e-3)
     monkeypatch.setattr(survey._PrefixClock, "of", lambda *_: (8, 1e-3))
     late = phase(name="two", freeze=["stem", "blocks.[0-1]"], epochs=1, augment={"hflip": True})
     *_, result = run("auto", phase=[phase(epochs=epochs, augment={"hflip": True}), late])

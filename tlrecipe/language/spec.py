@@ -663,8 +663,9 @@ class ComputeSpec(Table):
     """How the work is done. Nothing here changes what is trained."""
 
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", examples=["fp32"])
-    """`"auto"`: the frozen part in bfloat16 where the processor computes it natively and faster, else
-    float32; `"fp32"`: strict numbers; `"bf16"`: always."""
+    """`"auto"`: bfloat16 where the processor computes it natively and faster, decided for the frozen part and
+    for the training steps of each phase, else float32; `"fp32"`: strict numbers; `"bf16"`: always. Weights
+    and their updates are float32 in any case."""
     features: Literal["auto", "store", "recompute", "off"] = Field(default="auto", examples=["store"])
     """The output of the frozen part: `"auto"` decides by measurement; `"store"` computes it once;
     `"recompute"` computes it each time without gradients; `"off"` runs the plain network."""

@@ -1,10 +1,14 @@
 """Training steps with less work for the same gradients, up to rounding.
 
-Two things are slow on the way back. A batch norm in eval mode is an affine map, yet it is run and
-differentiated as a layer of its own: here it is folded into the convolution before it, *inside* the
-graph, so that the weights of both still train ("Tune" mode, https://arxiv.org/abs/2305.11624). And the
-weight gradient of a depthwise convolution with a large kernel reaches no fast kernel on CPUs: here it is
-computed as a depthwise convolution too, of the images with the gradients.
+A batch norm in eval mode is an affine map, yet it is run and differentiated as a layer of its own: here it is
+folded into the convolution before it, *inside* the graph, so that the weights of both still train ("Tune"
+mode, https://arxiv.org/abs/2305.11624). On CPUs, some convolutions reach no fast kernel on the way back, and
+are computed in another way:
+
+- the weight gradient of a depthwise convolution with a large kernel, as a depthwise convolution of the images
+  with the gradients;
+- the image gradient of a depthwise convolution with a stride, in float32, whatever autocast says;
+- convolutions of 1 x 1 under autocast, as products of matrices.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tlrecipe.models.fast import after_norm, copied, follows, run, same
+from tlrecipe.models.fast import after_norm
+from tlrecipe.models.observed import copied, follows, run, same
 
 # Kernels up to 3 x 3 have a fast weight gradient of their own.
 _LARGE_KERNEL = 5
@@ -37,7 +42,11 @@ class TunedSteps:
         twin = copied(network)
         standing = {name for name, module in network.named_modules() if not module.training}
         names = {module: name for name, module in twin.named_modules()}
-        pairs = [(names[c], names[n]) for c, n in follows(twin, *inputs) if names[n] in standing]
+        pairs = [
+            (names[conv], names[norm])
+            for conv, norm in follows(twin, inputs, nn.BatchNorm2d)
+            if names[norm] in standing and norm.running_mean is not None
+        ]
         expected = run(twin, *inputs)
         for conv, norm in pairs:
             _patch(twin, _folded(twin.get_submodule(conv), twin.get_submodule(norm)))
@@ -47,14 +56,14 @@ class TunedSteps:
         """Batch norms that are folded."""
         for conv, norm in pairs:
             self._forwards |= _folded(network.get_submodule(conv), network.get_submodule(norm))
-        self.depthwise = 0
-        """Depthwise convolutions with another weight gradient."""
+        self.replaced = 0
+        """Convolutions that are computed in another way."""
         if inputs[0].device.type == "cpu":
             for module in network.modules():
-                if _slow_gradient(module):
+                if _is_depthwise(module) or _is_pointwise(module):
                     inner = self._forwards.get(module, module.forward)
-                    self._forwards[module] = _with_own_gradient(inner)
-                    self.depthwise += 1
+                    self._forwards[module] = _by_own_kernels(inner)
+                    self.replaced += 1
 
     def __bool__(self) -> bool:
         return bool(self._forwards)
@@ -100,29 +109,42 @@ def _folded(conv: Any, norm: Any) -> dict[nn.Module, Callable[..., Tensor]]:
     return {conv: forward, norm: after_norm(norm).forward}
 
 
-# --------------------------------------------------------------------------- depthwise weight gradients
+# --------------------------------------------------------------------------- other ways to convolve
 
 
-def _slow_gradient(module: nn.Module) -> bool:
+def _is_depthwise(module: nn.Module) -> bool:
+    """Whether a layer is a depthwise convolution, some of whose gradients are slow."""
     return (
         isinstance(module, nn.Conv2d)
         and module.groups == module.in_channels == module.out_channels > 1
-        and min(module.kernel_size) >= _LARGE_KERNEL
         and module.dilation == (1, 1)
-        and module.weight.requires_grad
+        and (max(module.stride) > 1 or (_is_large(module.weight) and module.weight.requires_grad))
         and module.weight.dtype in (torch.float32, torch.float64)
     )
 
 
-def _with_own_gradient(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _is_large(weight: Tensor) -> bool:
+    return min(weight.shape[2:]) >= _LARGE_KERNEL
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and (module.kernel_size, module.stride, module.groups) == ((1, 1), (1, 1), 1)
+        and module.padding in ((0, 0), "same", "valid")
+        and module.weight.dtype in (torch.float32, torch.float64)
+    )
+
+
+def _by_own_kernels(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def own(images: Tensor) -> Tensor:
-        with _OwnGradient():
+        with _OwnKernels():
             return forward(images)
 
     return own
 
 
-class _OwnGradient(TorchFunctionMode):
+class _OwnKernels(TorchFunctionMode):
     """Replaces the convolution that a layer calls, whatever it does around it."""
 
     def __torch_function__(
@@ -130,10 +152,10 @@ class _OwnGradient(TorchFunctionMode):
     ) -> Any:
         if func is not torch.conv2d or not torch.is_grad_enabled():
             return func(*args, **(kwargs or {}))
-        return _depthwise(*args, **(kwargs or {}))
+        return _convolve(*args, **(kwargs or {}))
 
 
-def _depthwise(
+def _convolve(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -142,18 +164,75 @@ def _depthwise(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    if isinstance(padding, str):
+    narrow = torch.is_autocast_enabled("cpu")
+    if isinstance(padding, str) or (groups == 1 and not narrow):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    result: Tensor = _Depthwise.apply(input, weight, bias, _pair(stride), _pair(padding), groups)
-    return result
+    if narrow:
+        dtype = torch.get_autocast_dtype("cpu")
+        input, weight = input.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    if groups == 1:
+        return torch.as_tensor(_Pointwise.apply(input, weight, bias))
+    return torch.as_tensor(_Depthwise.apply(input, weight, bias, _pair(stride), _pair(padding), groups))
 
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
 
 
+class _Pointwise(torch.autograd.Function):
+    """A convolution of 1 x 1 as a product of matrices whose rows are the pixels. All tensors are of one
+    type.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        rows, matrix = _rows(images), weight.flatten(1).t()
+        result, its_rows = _rows_of_new(images, len(weight))
+        with torch.autocast("cpu", enabled=False):
+            if bias is None:
+                torch.mm(rows, matrix, out=its_rows)
+            else:
+                torch.addmm(bias, rows, matrix, out=its_rows)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        images, weight = ctx.saved_tensors
+        needs_images, needs_weight, needs_bias = ctx.needs_input_grad
+        rows, matrix = _rows(gradient), weight.flatten(1)
+        of_images = of_weight = None
+        with torch.autocast("cpu", enabled=False):
+            if needs_images:
+                of_images, its_rows = _rows_of_new(gradient, images.shape[1])
+                torch.mm(rows, matrix, out=its_rows)
+            if needs_weight:
+                of_weight = torch.mm(rows.t(), _rows(images)).view_as(weight)
+            of_bias = rows.sum(0) if needs_bias else None
+        return of_images, of_weight, of_bias
+
+
+def _rows(images: Tensor) -> Tensor:
+    """(N, C, H, W) as a matrix (N·H·W, C), without a copy where it is channels-last."""
+    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
+
+
+def _rows_of_new(like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """A new (N, channels, H, W), and its rows to be written. A view as a result would make what comes after
+    it and works in place copy it."""
+    count, _, height, width = like.shape
+    new = torch.empty(
+        (count, channels, height, width),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last,
+    )
+    return new, new.permute(0, 2, 3, 1).view(-1, channels)
+
+
 class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution whose weight gradient is a depthwise convolution over images and channels."""
+    """A depthwise convolution with the fastest way to each of its gradients. All tensors are of one type."""
 
     @staticmethod
     def forward(
@@ -172,35 +251,66 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         images, weight = ctx.saved_tensors
+        stride, padding = ctx.stride, ctx.padding
         needs_images, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        of_images = None
-        if needs_images:
-            of_images, _, _ = torch.ops.aten.convolution_backward(
-                gradient,
-                images,
-                weight,
-                None,
-                ctx.stride,
-                ctx.padding,
-                (1, 1),
-                False,
-                (0, 0),
-                ctx.groups,
-                (True, False, False),
-            )
-        # Asked for beside the other two, it would bring the slow kernel back.
-        of_bias = gradient.sum((0, 2, 3)) if needs_bias else None
-        of_weight = None
-        if needs_weight:
-            count, channels = gradient.shape[:2]
-            # Each image's channel is a channel of its own here; a stride becomes a dilation.
-            taps = torch.conv2d(
-                images.contiguous().view(1, count * channels, *images.shape[2:]),
-                gradient.contiguous().view(count * channels, 1, *gradient.shape[2:]),
-                padding=ctx.padding,
-                dilation=ctx.stride,
-                groups=count * channels,
-            )
-            height, width = weight.shape[2:]
-            of_weight = taps[0, :, :height, :width].reshape(count, *weight.shape).sum(0)
+        with torch.autocast("cpu", enabled=False):
+            of_images = _of_images(images.shape, gradient, weight, stride, padding) if needs_images else None
+            of_weight = _of_weight(images, gradient, weight, stride, padding) if needs_weight else None
+            # Asked for beside the other two, it would bring the slow kernel back.
+            of_bias = gradient.sum((0, 2, 3)) if needs_bias else None
         return of_images, of_weight, of_bias, None, None, None
+
+
+def _of_images(
+    shape: torch.Size, gradient: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """The gradient of the images: a transposed convolution."""
+    groups, kernel = len(weight), weight.shape[2:]
+    if stride == (1, 1) and all(pad < size for pad, size in zip(padding, kernel, strict=True)):
+        # Without a stride that is a convolution with the kernel turned round, which is twice as fast.
+        back = [size - 1 - pad for pad, size in zip(padding, kernel, strict=True)]
+        return torch.conv2d(gradient, weight.flip(2, 3), None, 1, back, 1, groups)
+    left_over = [
+        full + 2 * pad - size - step * (out - 1)
+        for full, pad, size, step, out in zip(
+            shape[2:], padding, kernel, stride, gradient.shape[2:], strict=True
+        )
+    ]
+    # In bfloat16 it takes a hundred times as long.
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    result = torch.nn.functional.conv_transpose2d(
+        gradient.to(wide), weight.to(wide), None, stride, padding, left_over, groups
+    )
+    return result.to(gradient.dtype)
+
+
+def _of_weight(
+    images: Tensor, gradient: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """The gradient of the weights: each channel of each image, convolved with its gradient."""
+    if not _is_large(weight):
+        _, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient,
+            images,
+            weight,
+            None,
+            stride,
+            padding,
+            (1, 1),
+            False,
+            (0, 0),
+            len(weight),
+            (False, True, False),
+        )
+        return torch.as_tensor(of_weight)
+    count, channels = gradient.shape[:2]
+    # Each image's channel is a channel of its own here; a stride becomes a dilation.
+    taps = torch.conv2d(
+        images.contiguous().view(1, count * channels, *images.shape[2:]),
+        gradient.contiguous().view(count * channels, 1, *gradient.shape[2:]),
+        padding=padding,
+        dilation=stride,
+        groups=count * channels,
+    )
+    height, width = weight.shape[2:]
+    return taps[0, :, :height, :width].reshape(count, *weight.shape).sum(0)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from math import ceil, prod
 from typing import Any, Literal, Protocol
 
@@ -19,8 +21,19 @@ from torch import Tensor, fx, nn
 from tlrecipe.data.pixels import Pixels
 from tlrecipe.files import size_text
 from tlrecipe.language.spec import Augment
-from tlrecipe.models.fast import DTYPES, Precision, best_precision, fast_copy, node_seconds, synchronize
+from tlrecipe.models.fast import (
+    CLEARLY_FASTER,
+    DTYPES,
+    Precision,
+    best_precision,
+    fast_copy,
+    native_bf16,
+    node_seconds,
+    synchronize,
+)
+from tlrecipe.models.observed import run
 from tlrecipe.models.prefix import Frozen, Split, mixed_modules, proved, split
+from tlrecipe.models.tuned import TunedSteps
 from tlrecipe.planning.facts import Preprocessing
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.training import freezing, restore
@@ -33,10 +46,12 @@ _WORTHWHILE = 0.1
 # Bytes per second that stored features are read with, far below what memory gives: a safe side.
 _READ_SPEED = 2e9
 # Images per pass through a prefix that are tried on a CPU. Small batches stay in its cache.
-_CHUNKS = (8, 16, 32)
+_CHUNKS: dict[Precision, tuple[int, ...]] = {"fp32": (8, 16, 32), "bf16": (16, 32, 64)}
 _GPU_CHUNK = 256
-# Images of the step that is timed.
-_STEP = 8
+# Seconds of all steps of a phase below which their type is not asked for: noise would answer.
+_WORTH_PROBING = 2.0
+# Images of the steps that are timed.
+_STEP = 16
 
 
 class PixelSource(Protocol):
@@ -67,7 +82,7 @@ class Choice(restore.Exact):
     tuned: bool = False
     """Train by :class:`~tlrecipe.models.tuned.TunedSteps`."""
     autocast: bool = False
-    """Train in bfloat16 by autocast."""
+    """Train in bfloat16 by autocast: weights and their updates stay float32."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -212,14 +227,15 @@ class _Chooser:
     def choose(self) -> Choice:
         plan, phase, device = self.plan, self.phase, self.addresses.device
         parts = self.splits[phase.index]
-        # On CPUs the backward of depthwise convolutions is slower in bfloat16 than what the rest gains.
-        autocast = device.type == "cuda" and plan.precision != "fp32" and torch.cuda.is_bf16_supported()
+        # Known to help on CPUs; it rounds differently, which strict numbers rule out.
+        tuned = device.type == "cpu" and plan.precision != "fp32" and plan.features != "off"
+        steps = _StepClock(parts, phase, len(plan.classes), device, tuned)
+        autocast, why_steps = self._autocast(steps)
         if plan.features == "off":
             return Choice("plain", 'compute.features = "off"', autocast=autocast)
-        # Known to help on CPUs; it rounds differently, which strict numbers rule out.
-        tuned = device.type == "cpu" and plan.precision != "fp32"
         if parts.prefix is None:
-            return Choice("plain", parts.note, tuned=tuned, autocast=autocast)
+            reason = "; ".join(part for part in (parts.note, why_steps) if part)
+            return Choice("plain", reason, tuned=tuned, autocast=autocast)
         precision, why = self._precision(parts.prefix)
         choice = Choice(
             "store",
@@ -236,14 +252,30 @@ class _Chooser:
             choice = replace(choice, reason="found in the store, from an earlier run")
         else:
             chunk, prefix_seconds = self.clock.of(phase.index, precision)
-            step_seconds = _step_seconds(parts, phase, len(plan.classes), device)
+            step_seconds = steps.seconds(autocast)
             choice = replace(choice, chunk=chunk, prefix_seconds=prefix_seconds, step_seconds=step_seconds)
             mode, reason = self._store_or_not(choice)
             choice = replace(choice, mode=mode, reason=reason)
-        return replace(choice, reason=f"{choice.reason}; {precision}: {why}")
+        reasons = (choice.reason, f"{precision}: {why}", why_steps)
+        return replace(choice, reason="; ".join(part for part in reasons if part))
 
     def _precision(self, prefix: nn.Module) -> tuple[Precision, str]:
         return best_precision(prefix, _sample(self.phase, self.addresses.device, 16), self.plan.precision)
+
+    def _autocast(self, steps: _StepClock) -> tuple[bool, str]:
+        """Whether to train in bfloat16, and why."""
+        wanted, device = self.plan.precision, self.addresses.device.type
+        if wanted != "auto":
+            return wanted == "bf16", ""
+        if not native_bf16(device) or self.plan.features == "off":
+            return False, ""
+        if device == "cuda":
+            return True, ""
+        in_all = self.plan.counts["train"] * self.phase.epochs
+        if steps.only_a_head or steps.seconds(False) * in_all < _WORTH_PROBING:
+            return False, ""
+        ratio = steps.seconds(False) / steps.seconds(True)
+        return ratio >= CLEARLY_FASTER, f"steps in bfloat16 are {ratio:.1f} times as fast here"
 
     def _found(self, parts: Split, choice: Choice) -> bool:
         """Whether everything that the phase would store is there."""
@@ -341,7 +373,7 @@ class _PrefixClock:
     def _measure(self, index: int, precision: Precision) -> tuple[int, dict[str, float]]:
         parts, phase = self.splits[index], self.plan.phases[index]
         assert parts.prefix is not None
-        chunks = _CHUNKS if self.device.type == "cpu" else (_GPU_CHUNK,)
+        chunks = _CHUNKS[precision] if self.device.type == "cpu" else (_GPU_CHUNK,)
         sample = _sample(phase, self.device, max(chunks))
         fast = fast_copy(parts.prefix, sample[:4], precision)
         assert isinstance(fast, fx.GraphModule)
@@ -359,26 +391,51 @@ def _node_names(parts: Split) -> frozenset[str]:
     return frozenset(node.name for node in graph.nodes if node.op not in ("placeholder", "output"))
 
 
-def _step_seconds(parts: Split, phase: PhasePlan, classes: int, device: torch.device) -> float:
-    """Seconds per image of one forward and backward pass of what trains, which leaves no trace in it."""
-    suffix = parts.suffix
-    with torch.no_grad():
-        assert parts.prefix is not None
-        features = [part.clone() for part in parts.prefix(_sample(phase, device, _STEP))]
-    labels = torch.arange(_STEP, device=device) % classes
-    buffers = {name: buffer.clone() for name, buffer in suffix.named_buffers()}
-    best = float("inf")
-    with torch.random.fork_rng(devices=[]):
-        for _ in range(2):
-            synchronize(device)
-            start = time.perf_counter()
-            loss = nn.functional.cross_entropy(suffix(*(part.clone() for part in features)), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            synchronize(device)
-            best = min(best, time.perf_counter() - start)
-    with torch.no_grad():
-        for name, buffer in suffix.named_buffers():
-            buffer.copy_(buffers[name])
-    for parameter in suffix.parameters():
-        parameter.grad = None
-    return best / _STEP
+class _StepClock:
+    """Seconds per image of a forward and backward pass of what trains; measuring leaves no trace in it."""
+
+    def __init__(self, parts: Split, phase: PhasePlan, classes: int, device: torch.device, tuned: bool):
+        self._parts, self._phase, self._device, self._tuned = parts, phase, device, tuned
+        self._labels = torch.arange(_STEP, device=device) % classes
+        self._measured: dict[bool, float] = {}
+
+    @property
+    def only_a_head(self) -> bool:
+        """Whether one layer is all that trains: its steps are bound by calls, not by arithmetic."""
+        return sum(parameter.ndim > 1 for parameter in self._parts.suffix.parameters()) <= 1
+
+    def seconds(self, autocast: bool) -> float:
+        if autocast not in self._measured:
+            self._measured[autocast] = self._step(autocast)
+        return self._measured[autocast]
+
+    @cached_property
+    def _features(self) -> list[Tensor]:
+        images = _sample(self._phase, self._device, _STEP)
+        return [images] if self._parts.prefix is None else list(run(self._parts.prefix, images))
+
+    @cached_property
+    def _kernels(self) -> AbstractContextManager[Any]:
+        return TunedSteps(self._parts.suffix, self._features) if self._tuned else nullcontext()
+
+    def _step(self, autocast: bool) -> float:
+        suffix, device = self._parts.suffix, self._device
+        buffers = {name: buffer.clone() for name, buffer in suffix.named_buffers()}
+        best = float("inf")
+        with torch.random.fork_rng(devices=[]), self._kernels:
+            for _ in range(3):
+                synchronize(device)
+                start = time.perf_counter()
+                with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                    loss = nn.functional.cross_entropy(
+                        suffix(*(part.clone() for part in self._features)), self._labels
+                    )
+                loss.backward()  # type: ignore[no-untyped-call]
+                synchronize(device)
+                best = min(best, time.perf_counter() - start)
+        with torch.no_grad():
+            for name, buffer in suffix.named_buffers():
+                buffer.copy_(buffers[name])
+        for parameter in suffix.parameters():
+            parameter.grad = None
+        return best / _STEP
