@@ -11,7 +11,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from tlrecipe.models import fast
-from tlrecipe.models.fast import best_precision, fast_copy, native_bf16
+from tlrecipe.models.fast import DTYPES, fast_copy, fastest_copy, native_bf16, settled
 from tlrecipe.models.onednn import PackedConvolution
 
 SIZE = 32
@@ -157,30 +157,36 @@ def test_a_bfloat16_copy_is_bfloat16_and_channels_last() -> None:
 
 
 def test_a_recipe_s_precision_is_taken_as_written() -> None:
-    network = sequence(nn.Conv2d(3, 4, 3))
-    assert best_precision(network, sample(), "fp32")[0] == "fp32"
-    assert best_precision(network, sample(), "bf16")[0] == "bf16"
+    for wanted in ("fp32", "bf16"):
+        found = settled(wanted, torch.device("cpu"))
+        assert found is not None
+        assert found[0] == wanted
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_is_asked_for_where_it_is_native(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(fast, "native_bf16", lambda device: native)
+    found = settled("auto", torch.device("cpu"))
+    assert found is None if native else found is not None and found[0] == "fp32"
 
 
 @pytest.mark.parametrize(
-    ("native", "seconds", "expected"),
-    [
-        (False, [1.0, 0.1], "fp32"),
-        (True, [1.0, 0.5], "bf16"),
-        (True, [1.0, 0.9], "fp32"),
-        (True, [1.0, 9.0], "fp32"),
-    ],
-    ids=["emulated", "faster", "hardly-faster", "slower"],
+    ("seconds", "expected"),
+    [([1.0, 0.5], "bf16"), ([1.0, 0.9], "fp32"), ([1.0, 9.0], "fp32"), ([1e-5, 1e-6], "fp32")],
+    ids=["faster", "hardly-faster", "slower", "fast-enough"],
 )
-def test_bfloat16_is_chosen_where_it_is_native_and_faster(
-    monkeypatch: pytest.MonkeyPatch, native: bool, seconds: list[float], expected: str
+def test_bfloat16_is_chosen_where_it_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, seconds: list[float], expected: str
 ) -> None:
     times = iter(seconds)
-    monkeypatch.setattr(fast, "native_bf16", lambda device: native)
     monkeypatch.setattr(fast, "seconds", lambda *args: next(times))
-    precision, why = best_precision(sequence(nn.Conv2d(3, 4, 3)), sample(), "auto")
+    network = sequence(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    copy, precision, why = fastest_copy(network, sample())
     assert precision == expected
     assert why
+    with torch.no_grad():
+        output = copy(sample().to(DTYPES[expected]))
+        torch.testing.assert_close(output.float(), network(sample()), rtol=3e-2, atol=3e-2)
 
 
 def test_native_bfloat16_is_what_the_processor_says() -> None:

@@ -35,7 +35,7 @@ GRADUAL = [
 
 def test_the_cut_is_the_one_that_the_run_makes() -> None:
     model = net(dropout=0.3)
-    plan = plan_for(model, phase=GRADUAL)
+    plan = plan_for(model, phase=GRADUAL, compute={"precision": "fp32"})
     facts = prefix_facts(plan, copy.deepcopy(model).to("meta"))
     addresses = Addresses(plan, "net", torch.device("cpu"))
     splits, choices = survey(plan, model, lambda *_: None, FeatureStore(), addresses)

@@ -173,7 +173,8 @@ def test_what_an_earlier_run_stored_is_chosen_without_measuring(tmp_path: Any, m
 @pytest.mark.parametrize(("epochs", "mode"), [(4, "store"), (1, "recompute")])
 def test_features_that_an_earlier_pass_gives_cost_no_pass(epochs: int, mode: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(survey._StepClock, "seconds", lambda *_: 1e-3)
-    monkeypatch.setattr(survey._PrefixClock, "of", lambda *_: (8, 1e-3))
+    timed = survey._Timed("fp32", "", 8, 1e-3)
+    monkeypatch.setattr(survey._PrefixClock, "of", lambda *_: timed)
     late = phase(name="two", freeze=["stem", "blocks.[0-1]"], epochs=1, augment={"hflip": True})
     *_, result = run("auto", phase=[phase(epochs=epochs, augment={"hflip": True}), late])
     assert [done.prefix["mode"] for done in result.phases] == [mode, mode]

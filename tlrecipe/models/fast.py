@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from tlrecipe.models.observed import copied, follows, keep_if_same, put
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
+# Images of a proof; fewer would take other kernels.
+_PROOF = 4
 # Seconds per image below which another type has nothing to win, and timings of it are mostly noise.
 _FAST_ENOUGH = 2e-4
 
@@ -33,6 +36,10 @@ def fast_copy(network: nn.Module, sample: Tensor, precision: Precision = "fp32")
     and to prove each change. Where a proof fails, that change is left out. The copy takes images of
     this size, in its own type.
     """
+    return _in_type(_simplified(network, sample), sample, precision)
+
+
+def _simplified(network: nn.Module, sample: Tensor) -> nn.Module:
     fast = copied(network)
     pairs = [
         (conv, norm)
@@ -41,11 +48,14 @@ def fast_copy(network: nn.Module, sample: Tensor, precision: Precision = "fp32")
     ]
     if pairs:
         keep_if_same(fast, [sample], (_fold(fast, conv, norm) for conv, norm in pairs))
-    on_cpu = sample.device.type == "cpu"
-    if on_cpu:
+    if sample.device.type == "cpu":
         onednn.straighten(fast, sample)
+    return fast
+
+
+def _in_type(fast: nn.Module, sample: Tensor, precision: Precision) -> nn.Module:
     fast = fast.to(sample.device, DTYPES[precision]).to(memory_format=torch.channels_last)
-    if on_cpu:
+    if sample.device.type == "cpu":
         onednn.pack(fast, sample.to(DTYPES[precision]))
     return fast
 
@@ -88,22 +98,33 @@ def native_bf16(device: str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def best_precision(network: nn.Module, sample: Tensor, wanted: str) -> tuple[Precision, str]:
-    """The precision for a frozen network, and why.
+def settled(wanted: str, device: torch.device) -> tuple[Precision, str] | None:
+    """The precision of a frozen network and why, where nothing has to be measured for it.
 
-    ``wanted`` is a recipe's ``compute.precision``. ``"auto"`` takes bfloat16 where it is native *and* at
-    least a quarter faster on this network.
+    ``wanted`` is a recipe's ``compute.precision``.
     """
     if wanted != "auto":
         return ("bf16" if wanted == "bf16" else "fp32"), "as the recipe says"
-    if not native_bf16(sample.device.type):
+    if not native_bf16(device.type):
         return "fp32", "this processor does not compute bfloat16 natively"
-    slow = seconds(fast_copy(network, sample, "fp32"), sample)
+    return None
+
+
+def fastest_copy(network: nn.Module, sample: Tensor) -> tuple[nn.Module, Precision, str]:
+    """The :func:`fast_copy` in the fastest type, that type, and why.
+
+    That is bfloat16 if it is clearly faster for ``sample``, float32 (N, 3, S, S).
+    """
+    few = sample[:_PROOF]
+    simplified = _simplified(network, few)
+    exact = _in_type(copy.deepcopy(simplified), few, "fp32")
+    slow = seconds(exact, sample)
     if slow < _FAST_ENOUGH * len(sample):
-        return "fp32", "fast enough"
-    fast = seconds(fast_copy(network, sample, "bf16"), sample.to(torch.bfloat16))
-    ratio = slow / fast
-    return ("bf16" if ratio >= CLEARLY_FASTER else "fp32"), f"bfloat16 is {ratio:.1f} times as fast here"
+        return exact, "fp32", "fast enough"
+    rounded = _in_type(simplified, few, "bf16")
+    ratio = slow / seconds(rounded, sample.to(torch.bfloat16))
+    why = f"bfloat16 is {ratio:.1f} times as fast here"
+    return (rounded, "bf16", why) if ratio >= CLEARLY_FASTER else (exact, "fp32", why)
 
 
 def seconds(network: nn.Module, *inputs: Tensor, repeats: int = 2) -> float:

@@ -9,7 +9,7 @@ from math import log
 import torch
 from torch import Tensor, nn
 
-from tlrecipe.models.fast import DTYPES, Precision, best_precision, fast_copy
+from tlrecipe.models.fast import DTYPES, Precision, fast_copy, fastest_copy, settled
 from tlrecipe.models.memory import keep_freed_memory
 from tlrecipe.models.prefix import Frozen, split
 
@@ -47,10 +47,14 @@ class Inference:
         if self.parts.prefix is None:
             self.precision, self.why = "fp32", self.parts.note
         else:
-            self.precision, self.why = best_precision(self.parts.prefix, self._sample(), precision)
+            known = settled(precision, self.device)
+            if known is None:
+                self._body, self.precision, self.why = fastest_copy(self.parts.prefix, self._sample(16))
+            else:
+                self.precision, self.why = known
 
-    def _sample(self) -> Tensor:
-        sample = torch.rand(4, 3, self._size, self._size, device=self.device)
+    def _sample(self, count: int = 4) -> Tensor:
+        sample = torch.rand(count, 3, self._size, self._size, device=self.device)
         return sample.to(memory_format=torch.channels_last)
 
     @cached_property

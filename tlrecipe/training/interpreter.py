@@ -34,7 +34,14 @@ from tlrecipe.training.evaluate import Evaluation, evaluate, evaluate_pixels
 from tlrecipe.training.features import FeatureStore, NotFiniteFeatures
 from tlrecipe.training.forecast import refuse_too_large
 from tlrecipe.training.losses import Loss
-from tlrecipe.training.survey import Addresses, Choice, PixelSource, preprocessing_of, survey
+from tlrecipe.training.survey import (
+    Addresses,
+    Choice,
+    PixelSource,
+    only_a_head,
+    preprocessing_of,
+    survey,
+)
 
 # A checkpoint may cost this share of the time since the last one: at the end of an epoch, and within one.
 _AFTER_EPOCH, _WITHIN_EPOCH = 0.02, 0.01
@@ -274,13 +281,19 @@ class _Run:
                     self.model,
                     self.backbone.heads,
                     self.plan.phases[-1].size,
-                    precision=self.plan.precision,
+                    precision=self._inference_precision(),
                     flip=self.plan.test_flip,
                 )
                 found = self._test(inference, split, pixels)
                 self._refuse_logits(found, pixels, f"on the {split} split")
                 return Evaluated(split, found, inference.precision)
         return None
+
+    def _inference_precision(self) -> str:
+        """That of the last phase's frozen part where it is all but the head: it was asked for there."""
+        last = self.choices[-1]
+        whole_body = last.mode == "store" and only_a_head(self.splits[-1].suffix)
+        return last.precision if whole_body else self.plan.precision
 
     def _test(self, inference: Inference, split: str, pixels: Pixels) -> Evaluation:
         """As a bundle is evaluated; what does not depend on the head may be in the store."""

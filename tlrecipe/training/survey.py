@@ -25,10 +25,11 @@ from tlrecipe.models.fast import (
     CLEARLY_FASTER,
     DTYPES,
     Precision,
-    best_precision,
     fast_copy,
+    fastest_copy,
     native_bf16,
     node_seconds,
+    settled,
     synchronize,
 )
 from tlrecipe.models.observed import run
@@ -50,8 +51,10 @@ _CHUNKS: dict[Precision, tuple[int, ...]] = {"fp32": (8, 16, 32), "bf16": (16, 3
 _GPU_CHUNK = 256
 # Seconds of all steps of a phase below which their type is not asked for: noise would answer.
 _WORTH_PROBING = 2.0
-# Images of the steps that are timed.
+# Images of the steps that are timed, of the passes that compare types, and of a proof.
 _STEP = 16
+_PROBE = 16
+_FEW = 4
 
 
 class PixelSource(Protocol):
@@ -206,6 +209,10 @@ def survey(
     return splits, choices
 
 
+def _in_all(*reasons: str) -> str:
+    return "; ".join(reason for reason in reasons if reason)
+
+
 def _sample(phase: PhasePlan, device: torch.device, count: int) -> Tensor:
     sample = torch.rand(count, 3, phase.size, phase.size, device=device)
     return sample.to(memory_format=torch.channels_last)
@@ -234,33 +241,39 @@ class _Chooser:
         if plan.features == "off":
             return Choice("plain", 'compute.features = "off"', autocast=autocast)
         if parts.prefix is None:
-            reason = "; ".join(part for part in (parts.note, why_steps) if part)
-            return Choice("plain", reason, tuned=tuned, autocast=autocast)
-        precision, why = self._precision(parts.prefix)
-        choice = Choice(
-            "store",
-            "",
-            parts.cut,
-            parts.nodes,
-            precision,
-            views_of(phase.augment) or 0,
-            sum(prod(shape) for shape in parts.shapes) * DTYPES[precision].itemsize,
-            tuned=tuned,
-            autocast=autocast,
-        )
-        if plan.features == "auto" and self._found(parts, choice):
-            choice = replace(choice, reason="found in the store, from an earlier run")
-        else:
-            chunk, prefix_seconds = self.clock.of(phase.index, precision)
-            step_seconds = steps.seconds(autocast)
-            choice = replace(choice, chunk=chunk, prefix_seconds=prefix_seconds, step_seconds=step_seconds)
-            mode, reason = self._store_or_not(choice)
-            choice = replace(choice, mode=mode, reason=reason)
-        reasons = (choice.reason, f"{precision}: {why}", why_steps)
-        return replace(choice, reason="; ".join(part for part in reasons if part))
+            return Choice("plain", _in_all(parts.note, why_steps), tuned=tuned, autocast=autocast)
 
-    def _precision(self, prefix: nn.Module) -> tuple[Precision, str]:
-        return best_precision(prefix, _sample(self.phase, self.addresses.device, 16), self.plan.precision)
+        def stored(precision: Precision) -> Choice:
+            return Choice(
+                "store",
+                "",
+                parts.cut,
+                parts.nodes,
+                precision,
+                views_of(phase.augment) or 0,
+                sum(prod(shape) for shape in parts.shapes) * DTYPES[precision].itemsize,
+                tuned=tuned,
+                autocast=autocast,
+            )
+
+        known = settled(plan.precision, device)
+        # bfloat16 that an earlier run has stored was the faster type then; it is not asked for again.
+        choice = stored("bf16" if known is None else known[0])
+        if plan.features == "auto" and self._found(parts, choice):
+            why = "as the earlier run" if known is None else known[1]
+            reason = "found in the store, from an earlier run"
+        else:
+            timed = self.clock.of(phase.index)
+            why = timed.why
+            choice = replace(
+                stored(timed.precision),
+                chunk=timed.chunk,
+                prefix_seconds=timed.seconds,
+                step_seconds=steps.seconds(autocast),
+            )
+            mode, reason = self._store_or_not(choice)
+            choice = replace(choice, mode=mode)
+        return replace(choice, reason=_in_all(reason, f"{choice.precision}: {why}", why_steps))
 
     def _autocast(self, steps: _StepClock) -> tuple[bool, str]:
         """Whether to train in bfloat16, and why."""
@@ -272,7 +285,10 @@ class _Chooser:
         if device == "cuda":
             return True, ""
         in_all = self.plan.counts["train"] * self.phase.epochs
-        if steps.only_a_head or steps.seconds(False) * in_all < _WORTH_PROBING:
+        if (
+            only_a_head(self.splits[self.phase.index].suffix)
+            or steps.seconds(False) * in_all < _WORTH_PROBING
+        ):
             return False, ""
         ratio = steps.seconds(False) / steps.seconds(True)
         return ratio >= CLEARLY_FASTER, f"steps in bfloat16 are {ratio:.1f} times as fast here"
@@ -343,20 +359,31 @@ class _Chooser:
 # --------------------------------------------------------------------------- measurements
 
 
+@dataclass(frozen=True)
+class _Timed:
+    """What was measured of a prefix."""
+
+    precision: Precision
+    why: str
+    chunk: int
+    """Images per pass that give most images per second."""
+    seconds: float
+    """Per image, then."""
+
+
 class _PrefixClock:
-    """Seconds per image of the prefix of each phase, from one measurement where one contains the others."""
+    """Times the prefix of each phase, by one measurement where one contains the others.
+
+    So the phases that share a part of the network share its precision, and one pass serves them all.
+    """
 
     def __init__(self, plan: Plan, splits: Sequence[Split], device: torch.device):
         self.plan, self.splits, self.device = plan, splits, device
-        self._measured: list[tuple[int, Precision, int, dict[str, float]]] = []
+        self._measured: dict[int, tuple[Precision, str, int, dict[str, float]]] = {}
 
-    def of(self, index: int, precision: Precision) -> tuple[int, float]:
-        """Images per pass that give most images per second, and seconds per image then."""
+    def of(self, index: int) -> _Timed:
         size = self.plan.phases[index].size
         names = _node_names(self.splits[index])
-        for measured_size, measured_precision, chunk, times in self._measured:
-            if (measured_size, measured_precision) == (size, precision) and names <= times.keys():
-                return chunk, sum(times[name] for name in names)
         # The deepest prefix that contains this one answers for all between.
         deepest = max(
             (
@@ -366,21 +393,26 @@ class _PrefixClock:
             ),
             key=lambda other: len(_node_names(self.splits[other])),
         )
-        chunk, times = self._measure(deepest, precision)
-        self._measured.append((size, precision, chunk, times))
-        return chunk, sum(times[name] for name in names)
+        if deepest not in self._measured:
+            self._measured[deepest] = self._measure(deepest)
+        precision, why, chunk, times = self._measured[deepest]
+        return _Timed(precision, why, chunk, sum(times[name] for name in names))
 
-    def _measure(self, index: int, precision: Precision) -> tuple[int, dict[str, float]]:
-        parts, phase = self.splits[index], self.plan.phases[index]
-        assert parts.prefix is not None
-        chunks = _CHUNKS[precision] if self.device.type == "cpu" else (_GPU_CHUNK,)
-        sample = _sample(phase, self.device, max(chunks))
-        fast = fast_copy(parts.prefix, sample[:4], precision)
+    def _measure(self, index: int) -> tuple[Precision, str, int, dict[str, float]]:
+        prefix, phase = self.splits[index].prefix, self.plan.phases[index]
+        assert prefix is not None
+        known = settled(self.plan.precision, self.device)
+        if known is None:
+            fast, precision, why = fastest_copy(prefix, _sample(phase, self.device, _PROBE))
+        else:
+            precision, why = known
+            fast = fast_copy(prefix, _sample(phase, self.device, _FEW), precision)
         assert isinstance(fast, fx.GraphModule)
-        sample = sample.to(DTYPES[precision])
-        timed = {count: node_seconds(fast, sample[:count]) for count in chunks}
+        chunks = _CHUNKS[precision] if self.device.type == "cpu" else (_GPU_CHUNK,)
+        images = _sample(phase, self.device, max(chunks)).to(DTYPES[precision])
+        timed = {count: node_seconds(fast, images[:count]) for count in chunks}
         best = min(timed, key=lambda count: sum(timed[count].values()) / count)
-        return best, {name: seconds / best for name, seconds in timed[best].items()}
+        return precision, why, best, {name: seconds / best for name, seconds in timed[best].items()}
 
 
 def _node_names(parts: Split) -> frozenset[str]:
@@ -391,6 +423,11 @@ def _node_names(parts: Split) -> frozenset[str]:
     return frozenset(node.name for node in graph.nodes if node.op not in ("placeholder", "output"))
 
 
+def only_a_head(suffix: nn.Module) -> bool:
+    """Whether one layer is all that trains: its steps are bound by calls, not by arithmetic."""
+    return sum(parameter.ndim > 1 for parameter in suffix.parameters()) <= 1
+
+
 class _StepClock:
     """Seconds per image of a forward and backward pass of what trains; measuring leaves no trace in it."""
 
@@ -398,11 +435,6 @@ class _StepClock:
         self._parts, self._phase, self._device, self._tuned = parts, phase, device, tuned
         self._labels = torch.arange(_STEP, device=device) % classes
         self._measured: dict[bool, float] = {}
-
-    @property
-    def only_a_head(self) -> bool:
-        """Whether one layer is all that trains: its steps are bound by calls, not by arithmetic."""
-        return sum(parameter.ndim > 1 for parameter in self._parts.suffix.parameters()) <= 1
 
     def seconds(self, autocast: bool) -> float:
         if autocast not in self._measured:
