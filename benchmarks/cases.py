@@ -119,24 +119,29 @@ def as_training(recipe: Recipe, trains: tuple[str, ...]) -> Training:
     )
 
 
-def decoder(listing: Listing, p: Preprocessing) -> Any:
+def decoder(listing: Listing, p: Preprocessing, shelves: Path | None = None) -> Any:
     """Decodes each split once, when it is asked for."""
     kept: dict[str, Pixels] = {}
 
     def decode(split: str, _: Preprocessing = p) -> Pixels | None:
         if split in listing.splits and split not in kept:
-            kept[split] = decode_split(listing, split, p, on_bad="error")
+            kept[split] = decode_split(listing, split, p, on_bad="error", shelves=shelves)
         return kept.get(split)
 
     return decode
 
 
-def ours(recipe: Recipe, backbone: Backbone, store: FeatureStore) -> Run:
-    """From the recipe to the test accuracy: list, compile, decode, choose, train, evaluate."""
+def ours(recipe: Recipe, backbone: Backbone, kept: Path | None = None) -> Run:
+    """From the recipe to the test accuracy: list, compile, decode, choose, train, evaluate.
+
+    ``kept`` is the cache folder: features and decoded images are found there by a later run.
+    """
     start = time.perf_counter()
     listing = list_data(recipe.data, recipe.seed)
     plan = compile_recipe(recipe, backbone.table, listing.info)
-    result = train(plan, backbone, decoder(listing, plan.preprocessing), store=store)
+    store = FeatureStore() if kept is None else FeatureStore(kept / "features")
+    shelves = None if kept is None else kept / "pixels"
+    result = train(plan, backbone, decoder(listing, plan.preprocessing, shelves), store=store)
     seconds = time.perf_counter() - start
     return Run(
         seconds=seconds,

@@ -18,7 +18,6 @@ from loops import textbook
 # The library of the backbone, which would otherwise be loaded between the two readings.
 import tlrecipe.models.timm_source  # noqa: F401
 from tlrecipe.models.memory import process_bytes
-from tlrecipe.training.features import FeatureStore
 
 
 def main(side: str, root: str, size: str) -> None:
@@ -26,7 +25,7 @@ def main(side: str, root: str, size: str) -> None:
     start = process_bytes()
     backbone = cases.fresh()
     if side == "ours":
-        cases.ours(recipe, backbone, FeatureStore())
+        cases.ours(recipe, backbone)
     else:
         training = cases.as_training(recipe, cases.HEAD)
         textbook(backbone.model, Path(root), training, cases.preprocessing(recipe), workers=0)

@@ -84,7 +84,11 @@ def machine() -> str:
 
 def table(rows: Sequence[Row]) -> list[str]:
     """Lines of a Markdown table whose columns are also aligned on a terminal."""
-    cells = [HEADER, *(row.cells() for row in rows)]
+    return _aligned([row.cells() for row in rows])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    cells = [HEADER, *rows]
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
     cells.insert(1, tuple("-" * width for width in widths))
     return [
@@ -94,8 +98,28 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def write_docs(rows: Sequence[Row], about: str) -> None:
-    """Put the table between the two marks of docs/performance.md."""
+    """Put the table between the two marks of docs/performance.md.
+
+    Rows that are there and were measured on the same machine stay, where this run has no newer ones.
+    """
     text = DOCUMENT.read_text()
     before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text("\n".join([before + BEGIN, about, "", *table(rows), END + after]))
+    old, _, after = rest.partition(END)
+    cells = [row.cells() for row in rows]
+    if _machine(about) == _machine(old.strip()):
+        cells = _merged(_cells(old), cells)
+    DOCUMENT.write_text("\n".join([before + BEGIN, about, "", *_aligned(cells), END + after]))
+
+
+def _machine(about: str) -> str:
+    return about.partition(";")[0]
+
+
+def _cells(text: str) -> list[tuple[str, ...]]:
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines[2:]]
+
+
+def _merged(old: list[tuple[str, ...]], new: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    found = {row[0]: row for row in old} | {row[0]: row for row in new}
+    return list(found.values())

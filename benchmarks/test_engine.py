@@ -35,14 +35,13 @@ from summary import Row
 
 from tlrecipe.data.sources import list_data
 from tlrecipe.language.spec import Recipe
-from tlrecipe.training.features import FeatureStore
 
 Report = Callable[[Row], None]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[[], Path]:
-    """A new folder for a feature store at each call."""
+    """A new cache folder at each call."""
     made: list[Path] = []
 
     def new() -> Path:
@@ -82,10 +81,10 @@ def against(
 
     def cold(seed: int) -> Run:
         places.append(folder())
-        return ours(recipes[seed], fresh(), FeatureStore(places[-1]))
+        return ours(recipes[seed], fresh(), places[-1])
 
     theirs, colds = in_turns(benchmark, setting.seeds, lambda seed: loop(recipes[seed], trains), cold)
-    warms = [ours(recipes[-1], fresh(), FeatureStore(places[-1])) for _ in range(setting.seeds)]
+    warms = [ours(recipes[-1], fresh(), places[-1]) for _ in range(setting.seeds)]
     benchmark.extra_info["cold_seconds"] = [run.seconds for run in colds]
     benchmark.extra_info["warm_seconds"] = [run.seconds for run in warms]
     benchmark.extra_info["their_seconds"] = [outcome.seconds for outcome in theirs]
@@ -182,7 +181,7 @@ def smaller(case: str, ours: str, theirs: str, ratio: float, least: float, aim: 
 def test_fifty_epochs_against_one(benchmark: Any, setting: Setting, report: Report, folder: Any) -> None:
     def run(epochs: int, seed: int) -> Run:
         phases = [phase(epochs=epochs)]
-        return ours(recipe(setting, phases, seed=seed), fresh(), FeatureStore(folder()))
+        return ours(recipe(setting, phases, seed=seed), fresh(), folder())
 
     one, fifty = in_turns(benchmark, setting.seeds, partial(run, 1), partial(run, 50))
     times = seconds(fifty), seconds(one)
@@ -202,10 +201,10 @@ def test_a_second_run_at_another_rate(benchmark: Any, setting: Setting, report: 
 
     def first(seed: int) -> Run:
         places.append(folder())
-        return ours(recipe(setting, [phase()], seed=seed), fresh(), FeatureStore(places[-1]))
+        return ours(recipe(setting, [phase()], seed=seed), fresh(), places[-1])
 
     def second(seed: int) -> Run:
-        return ours(recipe(setting, [phase(lr=3e-3)], seed=seed), fresh(), FeatureStore(places[-1]))
+        return ours(recipe(setting, [phase(lr=3e-3)], seed=seed), fresh(), places[-1])
 
     cold, warm = in_turns(benchmark, setting.seeds, first, second)
     times = seconds(warm), seconds(cold)
@@ -235,8 +234,8 @@ def test_gradual_unfreezing_passes_the_prefix_once(
     theirs, colds = in_turns(
         benchmark,
         1,
-        lambda _: ours(plain, fresh(), FeatureStore()),
-        lambda _: ours(fast, fresh(), FeatureStore(folder())),
+        lambda _: ours(plain, fresh()),
+        lambda _: ours(fast, fresh(), folder()),
     )
     images = len(list_data(fast.data, 0).splits["train"])
 
@@ -264,7 +263,7 @@ def test_a_frozen_stem_is_never_slower_than_plain(
 ) -> None:
     def run(features: str, seed: int) -> Run:
         phases = [phase(freeze=["conv_stem", "bn1"], epochs=1, lr=5e-4)]
-        return ours(recipe(setting, phases, seed=seed, features=features), fresh(), FeatureStore(folder()))
+        return ours(recipe(setting, phases, seed=seed, features=features), fresh(), folder())
 
     plain, fast = in_turns(benchmark, setting.seeds, partial(run, "off"), partial(run, "auto"))
     times = [median(run.training_seconds for run in runs) for runs in (fast, plain)]
@@ -289,11 +288,11 @@ def test_twelve_recipes_with_one_prefix(
     rates = [round(3e-4 * 1.4**step, 6) for step in range(12)]
 
     def one(_: int) -> Run:
-        return ours(recipe(setting, [phase(lr=rates[0])]), fresh(), FeatureStore(folder()))
+        return ours(recipe(setting, [phase(lr=rates[0])]), fresh(), folder())
 
     def twelve(_: int) -> float:
         place = folder()
-        runs = [ours(recipe(setting, [phase(lr=rate)]), fresh(), FeatureStore(place)) for rate in rates]
+        runs = [ours(recipe(setting, [phase(lr=rate)]), fresh(), place) for rate in rates]
         return sum(run.seconds for run in runs)
 
     single, all_of_them = in_turns(benchmark, setting.seeds, one, twelve)

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 from training.nets import Recorder, backbone, net, phase, plan_for, source, state
 from training.nets import images as pixels_of
 
 from tlrecipe.data.augment import flip_mask
+from tlrecipe.models.fast import fast_copy
 from tlrecipe.planning.randomness import key, permutation
 from tlrecipe.training import survey
 from tlrecipe.training.features import FeatureStore
@@ -199,6 +201,54 @@ def test_tuned_steps_end_close_to_the_layers_own() -> None:
     assert tuned_losses == pytest.approx(strict_losses, abs=1e-5)
     for name, value in strict.items():
         torch.testing.assert_close(tuned[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+LATE = [phase(), phase(name="two", freeze=["stem", "blocks.0"], lr=0.01, norm="frozen")]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "taken"),
+    [((1.0, 0.5), True), ((1.0, 0.9), False), ((1e-4, 1e-6), False)],
+    ids=["clearly-faster", "hardly-faster", "nothing-to-win"],
+)
+def test_steps_run_in_bfloat16_where_that_is_clearly_faster(
+    seconds: tuple[float, float], taken: bool, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(survey, "native_bf16", lambda _: True)
+    monkeypatch.setattr(survey._StepClock, "seconds", lambda _, autocast: seconds[autocast])
+    weights, losses, result = run("recompute", phase=LATE, precision="auto")
+    assert [done.prefix["autocast"] for done in result.phases] == [False, taken], "a head alone has none"
+    assert ("steps in bfloat16" in result.phases[1].prefix["reason"]) == (seconds[0] == 1.0)
+    strict, strict_losses, _ = run("recompute", phase=LATE)
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+    # Eight bits of a gradient are enough to go the same way, and too few to end in the same weights.
+    assert losses == pytest.approx(strict_losses, rel=2e-2)
+    assert any(not torch.allclose(weights[name], strict[name], atol=1e-5) for name in strict) == taken
+
+
+def test_phases_that_share_a_part_share_its_type(monkeypatch: Any) -> None:
+    asked = []
+
+    def fastest(network: nn.Module, sample: Tensor) -> tuple[nn.Module, str, str]:
+        asked.append(network)
+        return fast_copy(network, sample, "bf16"), "bf16", "because"
+
+    monkeypatch.setattr("tlrecipe.models.fast.native_bf16", lambda _: True)
+    monkeypatch.setattr(survey, "fastest_copy", fastest)
+    three = [*LATE, phase(name="three", freeze=["stem"], lr=0.01)]
+    *_, result = run("auto", phase=three, precision="auto")
+    assert [done.prefix["precision"] for done in result.phases] == ["bf16"] * 3
+    assert len(asked) == 1
+
+
+def test_bfloat16_that_an_earlier_run_stored_is_not_timed_again(tmp_path: Any, monkeypatch: Any) -> None:
+    run("store", FeatureStore(tmp_path), phase=[phase()], precision="bf16")
+    monkeypatch.setattr("tlrecipe.models.fast.native_bf16", lambda _: True)
+    monkeypatch.setattr(survey, "fastest_copy", None)
+    *_, found = run("auto", FeatureStore(tmp_path), phase=[phase(lr=0.3)], precision="auto")
+    assert found.phases[0].prefix["reason"].startswith("found in the store")
+    assert found.phases[0].prefix["precision"] == "bf16"
+    assert found.evaluated.precision == "bf16"
 
 
 def test_a_longer_first_phase_does_not_change_the_shuffling_of_the_second() -> None:
