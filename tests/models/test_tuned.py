@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import timm
@@ -28,6 +29,13 @@ class Stages(nn.Module):
         x = torch.relu(self.stem_norm(self.stem(x)))
         x = torch.relu(self.norm(self.depthwise(x)))
         return torch.as_tensor(self.head(x.mean((2, 3))))
+
+
+@pytest.fixture(autouse=True)
+def same_weights() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def built(network: nn.Module) -> nn.Module:
@@ -58,8 +66,8 @@ def gradients(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
     }
 
 
-def assert_same_steps(network: nn.Module, folded: int, replaced: int) -> None:
-    x = images()
+def assert_same_steps(network: nn.Module, folded: int, replaced: int, x: Tensor | None = None) -> None:
+    x = images() if x is None else x
     plain = gradients(network, x)
     tuned = TunedSteps(network, [x[:4]])
     assert (tuned.folded, tuned.replaced) == (folded, replaced)
@@ -82,13 +90,45 @@ def test_gradients_are_those_of_the_layers(kernel: int, stride: int, padding: in
     assert_same_steps(built(Stages(kernel, stride, padding)), folded=2, replaced=1)
 
 
-def test_a_small_kernel_keeps_its_own_gradient() -> None:
-    assert_same_steps(built(Stages(3, 1, 1)), folded=2, replaced=0)
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 3, 4], ids=str)
+def test_gradients_of_small_maps(kernel: int, stride: int, size: int) -> None:
+    network = built(Stages(kernel, stride, kernel // 2))
+    assert_same_steps(network, folded=2, replaced=1, x=images()[..., :size, : size + 1])
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (4, 1), (8, 2), (8, 1), (9, 1)])
+def test_bfloat16_gradients_of_large_kernels(size: int, stride: int) -> None:
+    assert_as_exact(built(Stages(5, stride, 2)), images()[..., :size, :size], replaced=1)
+
+
+def assert_as_exact(network: nn.Module, x: Tensor, replaced: int) -> None:
+    """By autocast, gradients are as near to float64's as those of the layers are."""
+    exact = gradients(network, x)
+    network.float()
+    x = x.float().contiguous(memory_format=torch.channels_last)
+
+    def errors() -> dict[str, float]:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = gradients(network, x)
+        assert {value.dtype for name, value in found.items() if name != "logits"} == {torch.float32}
+        return {n: float((found[n] - exact[n]).norm() / (exact[n].norm() + 1e-9)) for n in exact}
+
+    plain = errors()
+    tuned = TunedSteps(network, [x[:4]])
+    assert tuned.replaced == replaced
+    with tuned:
+        own = errors()
+    # The fold rounds the weights a second time; a gradient that is nearly zero is nothing but rounding.
+    for name in exact:
+        assert own[name] <= 2 * plain[name] + 0.02, (name, own[name], plain[name])
+    assert sum(own.values()) < 0.05 * len(own)
 
 
 @pytest.mark.parametrize(
     ("name", "folded", "replaced"),
-    [("tf_efficientnet_lite0", 49, 43), ("resnet18", 20, 0), ("test_convnext", 0, 9), ("test_vit", 0, 0)],
+    [("tf_efficientnet_lite0", 49, 48), ("resnet18", 20, 0), ("test_convnext", 0, 9), ("test_vit", 0, 0)],
 )
 def test_networks_of_the_library(name: str, folded: int, replaced: int) -> None:
     size = {"img_size": SIZE} if "vit" in name else {}
@@ -157,25 +197,7 @@ class Pointwise(nn.Module):
 
 
 def test_bfloat16_gradients_are_as_exact_as_those_of_the_layers() -> None:
-    network = built(Pointwise())
-    exact = gradients(network, images())
-    network.float()
-    x = images().float().to(memory_format=torch.channels_last)
-
-    def errors() -> dict[str, float]:
-        with torch.autocast("cpu", torch.bfloat16):
-            found = gradients(network, x)
-        assert {value.dtype for name, value in found.items() if name != "logits"} == {torch.float32}
-        return {n: float((found[n] - exact[n]).norm() / exact[n].norm()) for n in exact}
-
-    plain = errors()
-    tuned = TunedSteps(network, [x[:4]])
-    assert (tuned.folded, tuned.replaced) == (1, 3)
-    with tuned:
-        own = errors()
-    # Eight bits in each of a few layers; the fold adds one rounding.
-    assert all(error < 0.05 for error in own.values()), own
-    assert sum(own.values()) < 2 * sum(plain.values())
+    assert_as_exact(built(Pointwise()), images(), replaced=3)
 
 
 def test_what_follows_a_product_of_matrices_works_in_place_without_a_copy() -> None:

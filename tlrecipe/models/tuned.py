@@ -6,14 +6,16 @@ mode, https://arxiv.org/abs/2305.11624). On CPUs, some convolutions reach no fas
 are computed in another way:
 
 - the weight gradient of a depthwise convolution with a large kernel, as a depthwise convolution of the images
-  with the gradients;
-- the image gradient of a depthwise convolution with a stride, in float32, whatever autocast says;
+  with the gradients, and with tiny maps as products of matrices;
+- its image gradient as a convolution, and with a stride in float32, whatever autocast says;
 - convolutions of 1 x 1 under autocast, as products of matrices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import prod
 from types import TracebackType
 from typing import Any
 
@@ -24,8 +26,10 @@ from torch.overrides import TorchFunctionMode
 from tlrecipe.models.fast import after_norm
 from tlrecipe.models.observed import copied, follows, run, same
 
-# Kernels up to 3 x 3 have a fast weight gradient of their own.
+# Kernels from this size on have no fast weight gradient of their own.
 _LARGE_KERNEL = 5
+# Pairs of a pixel and an output of one channel up to which all their products are the fastest way to it.
+_PAIRS = 16
 
 
 class TunedSteps:
@@ -113,18 +117,12 @@ def _folded(conv: Any, norm: Any) -> dict[nn.Module, Callable[..., Tensor]]:
 
 
 def _is_depthwise(module: nn.Module) -> bool:
-    """Whether a layer is a depthwise convolution, some of whose gradients are slow."""
     return (
         isinstance(module, nn.Conv2d)
         and module.groups == module.in_channels == module.out_channels > 1
         and module.dilation == (1, 1)
-        and (max(module.stride) > 1 or (_is_large(module.weight) and module.weight.requires_grad))
         and module.weight.dtype in (torch.float32, torch.float64)
     )
-
-
-def _is_large(weight: Tensor) -> bool:
-    return min(weight.shape[2:]) >= _LARGE_KERNEL
 
 
 def _is_pointwise(module: nn.Module) -> bool:
@@ -287,22 +285,31 @@ def _of_images(
 def _of_weight(
     images: Tensor, gradient: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """The gradient of the weights: each channel of each image, convolved with its gradient."""
-    if not _is_large(weight):
-        _, of_weight, _ = torch.ops.aten.convolution_backward(
-            gradient,
-            images,
-            weight,
-            None,
-            stride,
-            padding,
-            (1, 1),
-            False,
-            (0, 0),
-            len(weight),
-            (False, True, False),
-        )
-        return torch.as_tensor(of_weight)
+    """The gradient of the weights, by the way that is fastest for these sizes."""
+    if prod(images.shape[2:]) * prod(gradient.shape[2:]) <= _PAIRS:
+        return _by_pairs(images, gradient, weight, stride, padding)
+    if min(weight.shape[2:]) >= _LARGE_KERNEL:
+        return _by_channels(images, gradient, weight, stride, padding)
+    _, of_weight, _ = torch.ops.aten.convolution_backward(
+        gradient,
+        images,
+        weight,
+        None,
+        stride,
+        padding,
+        (1, 1),
+        False,
+        (0, 0),
+        len(weight),
+        (False, True, False),
+    )
+    return torch.as_tensor(of_weight)
+
+
+def _by_channels(
+    images: Tensor, gradient: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """Each channel of each image, convolved with its gradient, and the sum of these over the images."""
     count, channels = gradient.shape[:2]
     # Each image's channel is a channel of its own here; a stride becomes a dilation.
     taps = torch.conv2d(
@@ -314,3 +321,39 @@ def _of_weight(
     )
     height, width = weight.shape[2:]
     return taps[0, :, :height, :width].reshape(count, *weight.shape).sum(0)
+
+
+def _by_pairs(
+    images: Tensor, gradient: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """All products of a pixel and a gradient, summed over the images, then into the tap that joins both."""
+    channels = len(weight)
+    pixels = images.permute(1, 2, 3, 0).flatten(1, 2)
+    gradients = gradient.permute(1, 0, 2, 3).flatten(2)
+    products = torch.bmm(pixels, gradients).view(channels, -1)
+    taps = _taps(images.shape[2:], gradient.shape[2:], weight.shape[2:], stride, padding)
+    return (products @ taps.to(products.dtype)).view_as(weight)
+
+
+@lru_cache(maxsize=64)
+def _taps(
+    pixels: torch.Size,
+    outputs: torch.Size,
+    kernel: torch.Size,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> Tensor:
+    """(pixels x outputs, taps) of ones where a tap of the kernel joins a pixel and an output."""
+    joined = torch.ones((), dtype=torch.bool)
+    tap = torch.zeros((), dtype=torch.long)
+    for axis in range(2):
+        place = torch.arange(pixels[axis]).view(-1, 1) + padding[axis]
+        offset = place - torch.arange(outputs[axis]) * stride[axis]
+        shape = [1, 1, 1, 1]
+        shape[axis], shape[axis + 2] = offset.shape
+        offset = offset.view(shape)
+        joined = joined & (offset >= 0) & (offset < kernel[axis])
+        tap = tap * kernel[axis] + offset
+    count = prod(kernel)
+    one_hot = torch.nn.functional.one_hot(torch.where(joined, tap, count).flatten(), count + 1)
+    return one_hot[:, :count].contiguous()
