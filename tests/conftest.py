@@ -22,6 +22,16 @@ settings.load_profile("default")
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_choice_by_timing() -> Iterator[None]:
+    """Whether bfloat16 is faster on a tiny network is noise, and tests compare runs that began apart."""
+    from tlrecipe.models import fast
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "native_bf16", lambda device: False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["TLRECIPE_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     yield

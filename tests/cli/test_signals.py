@@ -99,7 +99,7 @@ def test_sigterm_at_any_moment_exits_with_75_and_leaves_nothing_half_written(
     assert hidden(directory) == []
     resumed = invoke("resume", directory, "--device", "cpu")
     assert resumed.exit_code == 0, resumed.output
-    assert_same(directory, finished)
+    assert_same(directory, finished.directory)
 
 
 @pytest.mark.case("P03")
@@ -112,7 +112,7 @@ def test_a_second_interrupt_exits_at_once_with_130(
     assert stopped.exit_code == 130
     assert hidden(directory) == []
     assert invoke("resume", directory, "--device", "cpu").exit_code == 0
-    assert_same(directory, finished)
+    assert_same(directory, finished.directory)
 
 
 @pytest.mark.case("P06")
@@ -124,7 +124,7 @@ def test_sigusr1_saves_and_goes_on(
     assert through.exit_code == 0, through.output
     events = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "saved"]
-    assert_same(directory, finished)
+    assert_same(directory, finished.directory)
 
 
 @pytest.mark.case("P06")

@@ -134,6 +134,15 @@ def test_labels_that_are_not_one_class_are_refused(saved, labels, feature):
     assert (problem.code, problem.path) == ("TLR402", ("data", "label"))
 
 
+@pytest.mark.case("N08")
+def test_a_label_that_is_no_class_is_refused(saved):
+    """The library refuses to write one, so it is written with more names than are then read."""
+    path = saved(part([0, 3, 1], datasets.ClassLabel(names=["dog", "ape", "cat", "eel"])))
+    info = path / "dataset_info.json"
+    info.write_text(info.read_text().replace('"cat",', '"cat"').replace('"eel"', ""))
+    assert "row 1 of a split has the label 3, and there are 3 classes" in complaint(path).message
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     problem = complaint(tmp_path / "gone")
     assert (problem.code, problem.help) == ("TLR401", "the folder does not exist")

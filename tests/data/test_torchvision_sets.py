@@ -557,6 +557,41 @@ def test_images_and_labels_of_different_number_are_an_error(tmp_path, monkeypatc
         listed(tmp_path, "MNIST")
 
 
+@pytest.mark.case("N08")
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (200, "image 3 of `train` in `MNIST`: the label 200 is none of the 10 classes"),
+        (10, "image 3 of `train` in `MNIST`: the label 10 is none of the 10 classes"),
+    ],
+)
+def test_a_label_that_is_no_named_class_is_an_error_of_the_data(tmp_path, monkeypatch, label, said):
+    write_mnist(tmp_path, monkeypatch)
+    labels = np.array([0, 1, label, 3, 4, 5, 6, 7], dtype=np.uint8)
+    put(tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte", idx(labels))
+    assert said in refusal(tmp_path, "MNIST")
+
+
+@pytest.mark.case("N08")
+@pytest.mark.parametrize(
+    ("label", "said"), [("0", "label -1 is none of"), ("9" * 12, "of the 1,000 classes")]
+)
+def test_a_number_that_is_no_class_is_an_error_of_the_data(tmp_path, monkeypatch, label, said):
+    write_usps(tmp_path, monkeypatch)
+    lines = bz2.decompress((tmp_path / "usps.bz2").read_bytes()).split(b"\n")
+    lines[2] = label.encode() + lines[2][1:]
+    put(tmp_path / "usps.bz2", bz2.compress(b"\n".join(lines)))
+    assert said in refusal(tmp_path, "USPS")
+
+
+def refusal(root, name):
+    with pytest.raises(TlrecipeError) as caught:
+        listed(root, name)
+    (problem,) = caught.value.diagnostics
+    assert (problem.code, caught.value.exit_code) == ("TLR402", 4)
+    return problem.message
+
+
 @pytest.mark.parametrize(
     ("name", "variant", "help"),
     [("EMNIST", "leters", "letters"), ("DTD", "zzz", "there are 1, 2"), ("MNIST", "x", "leave it out")],

@@ -11,6 +11,7 @@ from training.nets import Recorder, backbone, net, phase, plan_for, source, stat
 
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import OptimizerSpec, ScheduleSpec
+from tlrecipe.models import inference
 from tlrecipe.training.engine import Stopped
 from tlrecipe.training.interpreter import Checkpoint, train
 from tlrecipe.training.metrics import METRICS
@@ -220,6 +221,21 @@ def test_the_golden_run() -> None:
     assert [row[:2] for row in told] == [row[:2] for row in GOLDEN]
     assert [row[2:] for row in told] == [pytest.approx(row[2:], abs=2e-4) for row in GOLDEN]
     assert records[-1][1]["loss"] == pytest.approx(0.127915, abs=2e-4)
+
+
+def test_the_precision_of_the_final_evaluation_is_part_of_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is timed, and a machine may answer otherwise the next time."""
+    answers = iter(["bf16", "fp32"])
+    monkeypatch.setattr(
+        inference, "best_precision", lambda *asked: (next(answers) if asked[2] == "auto" else asked[2], "")
+    )
+    saved: list[Checkpoint] = []
+    plan, model = plan_for(net()), net()
+    through = train(plan, backbone(model), source, save=lambda c: saved.append(_through_disk(c)))
+    resumed = train(plan, backbone(net()), source, resume=saved[0])
+    assert through.precision == resumed.precision == "bf16"
 
 
 def _through_disk(checkpoint: Checkpoint) -> Checkpoint:

@@ -55,6 +55,17 @@ def test_focal_loss_without_focus_is_cross_entropy() -> None:
     assert torch.allclose(loss.total(LOGITS, LABELS), wanted)
 
 
+@pytest.mark.parametrize("spec", [PLAIN, FocalLoss(name="focal")], ids=["N05-plain", "N05-focal"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_batch_whose_images_weigh_nothing_has_a_loss_and_no_nan(spec: LossSpec, smoothing: float) -> None:
+    """Losses are divided by the number of images, never by the sum of their weights."""
+    logits = LOGITS.clone().requires_grad_()
+    total = Loss(spec, (0.0,) * 4, smoothing, CPU).total(logits, LABELS)
+    total.backward()
+    assert float(total.detach()) == 0.0
+    assert logits.grad is not None and not logits.grad.any()
+
+
 def test_gradients_of_a_certain_image_are_finite() -> None:
     logits = torch.tensor([[80.0, -80.0]], requires_grad=True)
     Loss(FocalLoss(name="focal", gamma=0.5), None, 0.0, CPU).total(logits, torch.tensor([0])).backward()

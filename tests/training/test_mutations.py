@@ -132,7 +132,7 @@ def _is_clock(place: Place) -> bool:
 def test_a_checkpoint_that_lacks_a_field_is_refused(moment: str, saved: dict[str, Checkpoint]) -> None:
     checkpoint = saved[moment]
     fields = [place for place in places(checkpoint.values) if isinstance(place[-1], str) and _of_us(place)]
-    assert {"state", "choices", "stateless"} < {place[0] for place in fields} | {
+    assert {"state", "choices", "precision", "stateless"} < {place[0] for place in fields} | {
         place[-1] for place in fields
     }
     for place in fields:

@@ -178,6 +178,25 @@ def test_a_finite_loss_with_an_infinite_gradient_names_the_layer_that_it_comes_f
     assert "first not finite: the gradient of `blocks.1.0.norm." in message
 
 
+@pytest.mark.case("N06")
+def test_no_step_is_skipped_and_no_loss_is_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision is bfloat16, which has float32's range: there is no scaler that leaves steps out."""
+    asked: set[torch.dtype] = set()
+    autocast = torch.autocast
+
+    def noted(device: str, dtype: torch.dtype, enabled: bool) -> torch.autocast:
+        asked.add(dtype)
+        return autocast(device, dtype, enabled)
+
+    monkeypatch.setattr(torch, "autocast", noted)
+    saved: list[Checkpoint] = []
+    model = opaque(net(), lambda x: Breaking.apply(x, INF), start=1)
+    message = stopped(model, saved, phase=[phase(freeze=[])], compute={"features": "off"})
+    assert "step 1 of 10" in message
+    assert saved[-1].values["state"]["step"] == 0
+    assert asked == {torch.bfloat16}
+
+
 @pytest.mark.case("N01")
 def test_a_module_whose_output_is_not_finite_is_named() -> None:
     model = opaque(net(), lambda x: x / 0)

@@ -26,7 +26,7 @@ def resume(
 ) -> None:
     """Go on with the run in the folder ``path`` from its newest valid checkpoint."""
     started = time.perf_counter()
-    if Run.load(path).complete:
+    if Run.load(path).complete and (path / "report.html").is_file():
         console.out(f"already complete: {path}")
         return
     # Torch and its company, after all that can be checked without them.

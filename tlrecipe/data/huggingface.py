@@ -154,7 +154,11 @@ def _labels(
     feature = part.features[spec.label]
     values = part.with_format(None)[spec.label][:]
     if isinstance(feature, datasets.ClassLabel):
-        texts = [feature.int2str(value) if value is not None and value >= 0 else None for value in values]
+        count = len(feature.names)
+        if (odd := next((n for n, v in enumerate(values) if v is not None and v >= count), None)) is not None:
+            message = f"row {odd} of a split has the label {values[odd]}, and there are {count} classes"
+            raise TlrecipeError.of("TLR402", message, path=("data", "label"))
+        texts = [None if value is None or value < 0 else feature.names[value] for value in values]
     elif isinstance(feature, datasets.Value) and ("int" in feature.dtype or "string" in feature.dtype):
         texts = [None if value is None else str(value) for value in values]
     else:

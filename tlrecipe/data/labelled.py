@@ -36,9 +36,11 @@ def labelled(
 
     The classes are the names that ``train`` has, sorted; those that no split has are left out.
 
-    Raises ``TlrecipeError`` with all that is wrong: TLR402 (fewer than two classes), TLR403 (no ``train``;
-    a class that ``train`` lacks).
+    Raises ``TlrecipeError`` with all that is wrong: TLR402 (a label that is no class; fewer than two
+    classes), TLR403 (no ``train``; a class that ``train`` lacks).
     """
+    if strays := list(_strays(labels, len(names), origin, place)):
+        raise TlrecipeError(strays)
     if not len(rows.get("train", ())):
         raise TlrecipeError.of("TLR403", f"`{origin}` has no training images", path=place)
     present = {split: {names[label] for label in np.unique(labels[split])} for split in labels}
@@ -58,6 +60,19 @@ def labelled(
             if inside and (absent := sorted(train - inside))
         ),
     )
+
+
+def _strays(
+    labels: Mapping[str, NDArray[np.int64]], classes: int, origin: str, place: diagnostics.Path
+) -> Iterator[Diagnostic]:
+    for split, found in labels.items():
+        if len(odd := np.flatnonzero((found < 0) | (found >= classes))):
+            rest = f" and {len(odd) - 1:,} more" if len(odd) > 1 else ""
+            message = (
+                f"image {odd[0] + 1:,} of `{split}` in `{origin}`{rest}: the label {found[odd[0]]} is none of"
+                f" the {classes:,} classes"
+            )
+            yield Diagnostic("TLR402", message, place, "labels count from 0; put the original files there")
 
 
 def _problems(

@@ -125,6 +125,10 @@ def _imagenet_classes(dataset: Any) -> Sequence[str]:
     return [f"{name} ({wnid})" if often[name] > 1 else name for name, wnid in zip(names, wnids, strict=True)]
 
 
+# No set whose classes are numbers has a class beyond it: such a label is a damaged file.
+_HIGHEST_NUMBER = 999
+
+
 def _numbers(dataset: Any) -> None:
     """No names: the labels themselves, with zeros in front so that their order is that of numbers."""
 
@@ -282,7 +286,7 @@ def torchvision_data(spec: TorchvisionData) -> Found:
             raise TlrecipeError.of("TLR401", message, path=_PLACE, help="put the original files there")
         names = list(names or row.names(dataset) or ())
     if not names:
-        top = max(int(found.labels.max()) for found in samples.values())
+        top = min(max(int(found.labels.max(initial=0)) for found in samples.values()), _HIGHEST_NUMBER)
         names = [str(label).zfill(len(str(top))) for label in range(top + 1)]
     root = Path(spec.root)
     if isinstance(next(iter(samples.values())).images, list):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from tlrecipe.data.pixels import Pixels
 from tlrecipe.data.sampling import epoch_order
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.models.backbones import Backbone
+from tlrecipe.models.fast import Precision
 from tlrecipe.models.inference import Inference
 from tlrecipe.models.memory import keep_freed_memory, out_of_memory, process_bytes
 from tlrecipe.models.prefix import Split
@@ -223,6 +224,8 @@ class _Run:
         self.state = _State()
         self.splits: list[Split] = []
         self.choices: list[Choice] = []
+        self.precision = plan.precision
+        """Of the final evaluation; from the survey on, what it became."""
         self.engine: Engine | None = None
         self.saved_at = time.perf_counter()
         self.save_cost = 0.0
@@ -235,26 +238,46 @@ class _Run:
         self.splits, self.choices = survey(
             self.plan, self.model, self.pixels, self.store, self.addresses, known
         )
+        self.precision = self._final_precision()
         if self.device.type == "cpu":
             refuse_too_large(self.plan, self.model, self.splits, warn=self._warn)
         self.state.clocks["survey"] += time.perf_counter() - started
         if resume is None:
-            # The choices are timings: saved before anything rests on them, they are made once.
+            # The choices and the precision are timings: saved before anything rests on them, they are made
+            # once.
             self._save(None)
         for phase in self.plan.phases[self.state.phase :]:
             with _memory_of(phase):
                 self._phase(phase, resume)
             resume = None
-        return self._finish()
+        return self._finish(self._inference())
 
-    def _finish(self) -> RunResult:
+    def _final_precision(self) -> str:
+        """Of the final evaluation: as the recipe says, as it was timed for the last phase where the frozen
+        part is all but the head, or as it is timed now."""
+        last = self.choices[-1]
+        if self.precision == "auto" and last.mode == "store" and only_a_head(self.splits[-1].suffix):
+            return last.precision
+        return self._inference().precision
+
+    def _inference(self) -> Inference:
+        """How the network of this moment is evaluated."""
+        return Inference(
+            self.model,
+            self.backbone.heads,
+            self.plan.phases[-1].size,
+            precision=self.precision,
+            flip=self.plan.test_flip,
+        )
+
+    def _finish(self, inference: Inference) -> RunResult:
         self.model.eval()
         last = self.plan.phases[-1]
         found: dict[str, dict[str, Any]] = {}
         if self.state.last_val is not None:
             found["val"] = self.state.last_val
         with self._clock("evaluate"):
-            evaluated = self._evaluated()
+            evaluated = self._evaluated(inference)
         if evaluated is not None:
             of, about = evaluated.evaluation, {"precision": evaluated.precision}
             found[evaluated.split] = of.scalars() | {"count": of.count} | about
@@ -272,28 +295,15 @@ class _Run:
             evaluated=evaluated,
         )
 
-    def _evaluated(self) -> Evaluated | None:
+    def _evaluated(self, inference: Inference) -> Evaluated | None:
         """The finished network on the test split, or on the validation split where there is no other."""
         for split in ("test", "val"):
             pixels = self.pixels(split, self.plan.preprocessing)
             if pixels is not None:
-                inference = Inference(
-                    self.model,
-                    self.backbone.heads,
-                    self.plan.phases[-1].size,
-                    precision=self._inference_precision(),
-                    flip=self.plan.test_flip,
-                )
                 found = self._test(inference, split, pixels)
                 self._refuse_logits(found, pixels, f"on the {split} split")
                 return Evaluated(split, found, inference.precision)
         return None
-
-    def _inference_precision(self) -> str:
-        """That of the last phase's frozen part where it is all but the head: it was asked for there."""
-        last = self.choices[-1]
-        whole_body = last.mode == "store" and only_a_head(self.splits[-1].suffix)
-        return last.precision if whole_body else self.plan.precision
 
     def _test(self, inference: Inference, split: str, pixels: Pixels) -> Evaluation:
         """As a bundle is evaluated; what does not depend on the head may be in the store."""
@@ -735,6 +745,7 @@ class _Run:
         values = {
             "state": asdict(self.state),
             "choices": [choice.as_dict() for choice in self.choices],
+            "precision": self.precision,
             "stateless": stateless,
         }
         self.save(Checkpoint(tensors, values))
@@ -747,12 +758,16 @@ class _Run:
 
         All is checked before anything is computed. Raises TLR602.
         """
-        values = restore.keys(checkpoint.values, ("state", "choices", "stateless"), "values")
+        known = ("state", "choices", "precision", "stateless")
+        values = restore.keys(checkpoint.values, known, "values")
         saved = values["choices"]
         if not isinstance(saved, list) or len(saved) != len(self.plan.phases):
             restore.refuse(f"`choices` are not one for each of {len(self.plan.phases)} phases")
         choices = [restore.exactly(Choice, item, "choices") for item in saved]
         self.state = _State.restored(values["state"], self.plan, choices)
+        if values["precision"] not in get_args(Precision):
+            restore.refuse("`precision` is none")
+        self.precision = values["precision"]
         phase = self.plan.phases[self.state.phase] if self.state.step > 0 else None
         parts = _parts(checkpoint.tensors)
         expected = {

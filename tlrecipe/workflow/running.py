@@ -133,9 +133,10 @@ def run(
     refuse_full_disk(checked, backbone, run_dir if run_dir is not None else Path("runs"), on_event)
     with RunDirectory.create(checked.plan.name, path=run_dir) as directory:
         directory.write_text("recipe.toml", checked.document.text)
-        directory.write_text("recipe.resolved.toml", checked.document.resolved())
         directory.write_json("plan.json", checked.plan.as_dict())
         directory.write_json("environment.json", environment(where))
+        # The last of them: what has it can be resumed, and then lacks none of the others.
+        directory.write_text("recipe.resolved.toml", checked.document.resolved())
         return _carried_out(checked, backbone, directory, where, track, on_event, stop, started, None)
 
 
@@ -168,6 +169,8 @@ def resume(
     started = time.perf_counter() if started is None else started
     path = Path(run_dir)
     if (before := Run.load(path)).complete:
+        if not (path / REPORT).is_file():  # it ended between its last two files
+            write_report(path)
         return before
     checked = plan(path / "recipe.resolved.toml", needs_data=True)
     where = _prepared(checked, device)
