@@ -228,11 +228,10 @@ def test_the_precision_of_the_final_evaluation_is_part_of_the_checkpoint(
 ) -> None:
     """It is timed, and a machine may answer otherwise the next time."""
     answers = iter(["bf16", "fp32"])
-    monkeypatch.setattr(
-        inference, "best_precision", lambda *asked: (next(answers) if asked[2] == "auto" else asked[2], "")
-    )
+    monkeypatch.setattr(inference, "settled", lambda wanted, _: None if wanted == "auto" else (wanted, ""))
+    monkeypatch.setattr(inference, "fastest_copy", lambda network, _: (network, next(answers), ""))
     saved: list[Checkpoint] = []
-    plan, model = plan_for(net()), net()
+    plan, model = plan_for(net(), phase=[phase(freeze=["stem"])]), net()
     through = train(plan, backbone(model), source, save=lambda c: saved.append(_through_disk(c)))
     resumed = train(plan, backbone(net()), source, resume=saved[0])
     assert through.precision == resumed.precision == "bf16"

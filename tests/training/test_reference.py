@@ -214,7 +214,9 @@ LATE = [phase(), phase(name="two", freeze=["stem", "blocks.0"], lr=0.01, norm="f
 def test_steps_run_in_bfloat16_where_that_is_clearly_faster(
     seconds: tuple[float, float], taken: bool, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(survey, "native_bf16", lambda _: True)
+    monkeypatch.setattr("tlrecipe.models.fast.native_bf16", lambda _: True)
+    # Of the frozen part, which is not asked about here.
+    monkeypatch.setattr(survey, "fastest_copy", lambda *given: (fast_copy(*given), "fp32", ""))
     monkeypatch.setattr(survey._StepClock, "seconds", lambda _, autocast: seconds[autocast])
     weights, losses, result = run("recompute", phase=LATE, precision="auto")
     assert [done.prefix["autocast"] for done in result.phases] == [False, taken], "a head alone has none"

@@ -27,7 +27,6 @@ from tlrecipe.models.fast import (
     Precision,
     fast_copy,
     fastest_copy,
-    native_bf16,
     node_seconds,
     settled,
     synchronize,
@@ -277,13 +276,14 @@ class _Chooser:
 
     def _autocast(self, steps: _StepClock) -> tuple[bool, str]:
         """Whether to train in bfloat16, and why."""
-        wanted, device = self.plan.precision, self.addresses.device.type
-        if wanted != "auto":
-            return wanted == "bf16", ""
-        if not native_bf16(device) or self.plan.features == "off":
-            return False, ""
-        if device == "cuda":
+        device = self.addresses.device
+        known = settled(self.plan.precision, device)
+        if known is not None:
+            return known[0] == "bf16", ""
+        if device.type == "cuda":
             return True, ""
+        if self.plan.features == "off":
+            return False, ""
         in_all = self.plan.counts["train"] * self.phase.epochs
         if (
             only_a_head(self.splits[self.phase.index].suffix)
