@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tlrecipe import files
 from tlrecipe.data.listing import Arrays, Item, Listing, Split
-from tlrecipe.data.preprocess import BadImage, Facts, decode_with_facts, fit, fit_batch
+from tlrecipe.data.preprocess import BadImage, Facts, decode_with_facts, fill_of, fit, fit_batch
 from tlrecipe.data.reading import read_bytes, reason_of
 from tlrecipe.data.shelf import Kept, Shelf, opened, shelf_key
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError, capped
@@ -44,12 +44,14 @@ class Geometry(NamedTuple):
     """The part of the preprocessing that stored pixels depend on once they are fitted."""
 
     size: int
-    crop_pct: float
+    resized: int
     interpolation: str
+    crop_mode: str
+    fill: tuple[int, ...]
 
     @classmethod
     def of(cls, p: Preprocessing) -> Geometry:
-        return cls(p.size, p.crop_pct, p.interpolation)
+        return cls(p.size, p.resized, p.interpolation, p.crop_mode, fill_of(p))
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ if sys.platform != "win32":
 LIMIT_BYTES = 20 << 30
 """Largest size of all shelves together; the least recently used go first."""
 
-_FORMAT = 1
+_FORMAT = 2
 _ROW = np.dtype(
     [
         ("key", "<u8"),
