@@ -9,6 +9,7 @@ import torch
 from image_files import encoded, folder_spec, noise, pets, plant
 from PIL import Image
 
+from tlrecipe.data import parallel
 from tlrecipe.data import pixels as pixels_module
 from tlrecipe.data.pixels import decode_files, decode_split, duplicates
 from tlrecipe.data.preprocess import BadImage, decode, fit
@@ -417,7 +418,7 @@ def test_i14_a_decoder_that_hangs_is_given_up_with_the_file_in_flight(tmp_path, 
         return original(data, p)
 
     monkeypatch.setattr(pixels_module, "decode_with_facts", decode)
-    monkeypatch.setattr(pixels_module, "TIMEOUT", 1)
+    monkeypatch.setattr(parallel, "TIMEOUT", 1)
     try:
         with pytest.raises(TlrecipeError) as caught:
             if how == "training":
@@ -435,14 +436,14 @@ def test_i14_a_decoder_that_hangs_is_given_up_with_the_file_in_flight(tmp_path, 
 def test_the_time_in_which_a_process_is_stopped_does_not_count(tmp_path, monkeypatch):
     root = plant(tmp_path, pets(2))
     waits = []
-    original = pixels_module.wait
+    original = parallel.wait
 
     def slow(futures, timeout):
         waits.append(timeout)
         return original(futures, timeout) if len(waits) > 1 else original([Future()], 0)
 
-    monkeypatch.setattr(pixels_module, "wait", slow)
-    monkeypatch.setattr(pixels_module, "TIMEOUT", 2)
+    monkeypatch.setattr(parallel, "wait", slow)
+    monkeypatch.setattr(parallel, "TIMEOUT", 2)
     assert len(list(decode_files([root / "cat/0.png"], P))) == 1
     assert waits == [1, 1]
 

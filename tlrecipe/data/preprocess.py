@@ -118,13 +118,16 @@ def decode_with_facts(data: bytes, p: Preprocessing) -> tuple[Tensor, Facts]:
             # Twice the size that is needed leaves the quality to the resize that follows.
             image.draft(None, (2 * p.resized, 2 * p.resized))
             image.load()
-            facts = Facts(name, height, width, _traits(image, smaller=image.size != (width, height)))
+            turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+            smaller = image.size != (width, height)
+            facts = Facts(name, height, width, _traits(image, turned=turn is not None, smaller=smaller))
             if name == "PNG" and _has_odd_transparent_colour(image, data):
                 raise BadImage("a transparent colour in other than 8 bits a sample")
-            turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
             rgb = _to_rgb(image, p.background)
+            if turn is not None:
+                rgb = rgb.transpose(turn)
             # The copy is writeable, which torch asks for.
-            pixels = np.array(rgb if turn is None else rgb.transpose(turn))
+            pixels = np.frombuffer(bytearray(rgb.tobytes()), np.uint8).reshape(rgb.height, rgb.width, 3)
     except BadImage:
         raise
     except Exception as error:  # decoders of hostile bytes raise whatever they like
@@ -132,14 +135,14 @@ def decode_with_facts(data: bytes, p: Preprocessing) -> tuple[Tensor, Facts]:
     return torch.from_numpy(pixels).permute(2, 0, 1), facts
 
 
-def _traits(image: ImageFile.ImageFile, *, smaller: bool) -> int:
+def _traits(image: ImageFile.ImageFile, *, turned: bool, smaller: bool) -> int:
     found = (
         image.mode in ("1", "L", "LA") or image.mode.startswith("I"),
         image.mode in ("P", "PA"),
         image.mode.startswith("I"),
         image.mode == "CMYK",
         image.has_transparency_data,
-        image.getexif().get(_EXIF_ORIENTATION, 1) in _UPRIGHT,
+        turned,
         smaller,
     )
     return sum(1 << place for place, there in enumerate(found) if there)
@@ -186,7 +189,7 @@ def _to_rgb(image: ImageFile.ImageFile, background: tuple[int, int, int]) -> Ima
     if flat.has_transparency_data:
         below = Image.new("RGBA", flat.size, (*background, 255))
         flat = Image.alpha_composite(below, flat.convert("RGBA"))
-    return flat.convert("RGB")
+    return flat if flat.mode == "RGB" else flat.convert("RGB")
 
 
 def _eight_bits(image: ImageFile.ImageFile) -> Image.Image:
