@@ -76,6 +76,7 @@ def store(root: Path, size: int, shelves: Path) -> dict[str, float]:
     from tlrecipe.language.spec import FolderData
     from tlrecipe.planning.facts import Preprocessing
 
+    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     started = time.perf_counter()
     listing = list_data(FolderData(source="folder", path=str(root), val=0.0), 0)
     listed = time.perf_counter() - started
@@ -84,7 +85,12 @@ def store(root: Path, size: int, shelves: Path) -> dict[str, float]:
     pixels = decode_split(
         listing, "train", p, on_bad="error", shelves=shelves, budget=1 << 28, scratch=shelves
     )
-    return {"seconds": time.perf_counter() - started, "images": len(pixels), "listing_seconds": listed}
+    return {
+        "seconds": time.perf_counter() - started,
+        "images": len(pixels),
+        "listing_seconds": listed,
+        "imported_mb": imported,
+    }
 
 
 def measured(way: str, root: Path, size: int, shelves: Path) -> None:
@@ -120,10 +126,11 @@ def main() -> None:
             found = json.loads(done.stdout)
             each = 1000 * found["seconds"] / found["images"]
             listing = f", listing {found['listing_seconds']:.1f} s" if way != "plain" else ""
+            imports = f" ({found['imported_mb']:,.0f} MB of it imports)" if way != "plain" else ""
             print(
                 f"{way:>6}: {found['images']:,} images, {each:.2f} ms each{listing},"
                 f" command {seconds[way]:.1f} s, {found['cpu_seconds']:.1f} s of processor,"
-                f" peak {found['peak_mb']:,.0f} MB",
+                f" peak {found['peak_mb']:,.0f} MB{imports}",
                 flush=True,
             )
         first, again = (seconds["plain"] / seconds[way] for way in ("first", "again"))

@@ -56,7 +56,7 @@ def textbook(model: nn.Module, root: Path, training: Training, p: Preprocessing,
 
     def loader(split: str, *random: nn.Module, shuffle: bool) -> DataLoader[tuple[Tensor, Tensor]]:
         steps = [
-            transforms.Resize(round(p.size / p.crop_pct), transforms.InterpolationMode.BICUBIC),
+            transforms.Resize(p.resized, transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(p.size),
             *random,
             transforms.ToTensor(),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,22 @@ def test_timm_loads_it_without_us(written: Path, network: Backbone) -> None:
     config = timm.data.resolve_data_config(model=model)
     assert list(config["input_size"]) == [3, SIZE, SIZE]
     assert tuple(config["mean"]) == network.table.preprocessing.mean
+
+
+def test_how_images_become_square_comes_back_and_reaches_timm(tmp_path: Path, network: Backbone) -> None:
+    own = replace(network.table.preprocessing, crop_mode="squash", crop_pct=0.9)
+    folder = bundles.write(
+        tmp_path / "model", replace(network, table=replace(network.table, preprocessing=own))
+    )
+    assert Model.load(folder).preprocessing.crop_mode == "squash"
+    config = timm.data.resolve_data_config(model=timm.create_model(f"local-dir:{folder}", pretrained=True))
+    assert (config["crop_mode"], config["crop_pct"]) == ("squash", 0.9)
+    assert "both sides to 71 px" in (folder / "README.md").read_text()
+
+
+def test_a_bundle_from_before_there_was_a_crop_mode_is_cut_from_the_centre(bundle: Path) -> None:
+    edit(bundle, lambda values: values["preprocessing"].pop("crop_mode"))
+    assert Model.load(bundle).preprocessing.crop_mode == "center"
 
 
 def test_a_backbone_of_torchvision_comes_back_and_says_what_it_is(tmp_path: Path) -> None:

@@ -494,8 +494,8 @@ def test_modules_in_the_working_directory_are_not_run(project: Path, tmp_path: P
 def test_i14_a_command_ends_although_a_decoder_hangs(project: Path, tmp_path: Path) -> None:
     code = (
         "import threading\n"
-        "from tlrecipe.data import pixels\n"
-        "pixels.TIMEOUT = 1\n"
+        "from tlrecipe.data import parallel, pixels\n"
+        "parallel.TIMEOUT = 1\n"
         "pixels.decode_with_facts = lambda data, p: threading.Event().wait()\n"
         "from tlrecipe.__main__ import main\n"
         "main()\n"

@@ -9,6 +9,7 @@ import torch
 from image_files import encoded, folder_spec, noise, pets, plant
 from PIL import Image
 
+from tlrecipe.data import parallel
 from tlrecipe.data import pixels as pixels_module
 from tlrecipe.data.pixels import decode_files, decode_split, duplicates
 from tlrecipe.data.preprocess import BadImage, decode, fit
@@ -300,38 +301,38 @@ def test_e01_every_path_has_one_result_in_the_order_given(tmp_path, threads):
         assert torch.equal(result, fit(decode(path.read_bytes(), P), P))
 
 
-def test_e09_training_and_prediction_see_the_same_pixels(tmp_path):
-    rgba = np.concatenate([noise(3), noise(4)[..., :1]], axis=2)
-    odd = {
-        "cat/rgba.png": encoded(rgba),
-        "cat/grey16.png": encoded(np.arange(144, dtype=np.uint16).reshape(12, 12) * 455),
-        "dog/large.jpg": encoded(noise(5, 300, 200), "JPEG"),
-        "dog/grey.png": encoded(noise(6)[..., 0]),
-    }
-    root = plant(tmp_path, odd)
-    pixels = stored(root)
-    predicted = dict(decode_files([root / name for name in pixels.names], P))
-    assert torch.equal(pixels.images, torch.stack([predicted[root / name] for name in pixels.names]))
-
-
 def every_rule():
     """An image file for each rule of decoding, by name."""
     rgb = noise(3, 14, 10)
     rgba = np.concatenate([rgb, noise(4, 14, 10)[..., :1]], axis=2)
-    grey = np.arange(140, dtype=np.uint16).reshape(14, 10)
+    deep = np.arange(140, dtype=np.uint16).reshape(14, 10) * 468
     palette = Image.fromarray(rgb).quantize(9)
+    cmyk = Image.fromarray(rgb).convert("CMYK")
+    frames = [Image.fromarray(noise(seed, 14, 10)) for seed in (7, 8)]
     files = {
         "1-bit.png": encoded(Image.fromarray(rgb).convert("1")),
         "grey.png": encoded(rgb[..., 0]),
-        "grey16.png": encoded(grey * 468),
-        "grey16.tif": encoded(grey * 468, "TIFF"),
+        "grey.jpg": encoded(rgb[..., 0], "JPEG"),
+        "grey16.png": encoded(deep),
+        "grey16.tif": encoded(deep, "TIFF"),
+        "grey16-big-endian.tif": encoded(
+            Image.frombytes("I;16B", (10, 14), deep.astype(">u2").tobytes()), "TIFF"
+        ),
+        "grey16.ppm": encoded(deep, "PPM"),
         "rgba.png": encoded(rgba),
         "la.png": encoded(Image.fromarray(rgba).convert("LA")),
         "palette.png": encoded(palette),
+        "palette.bmp": encoded(palette, "BMP"),
         "palette-transparent.png": encoded(palette, transparency=bytes([0, 128, 255] * 3)),
         "palette-transparent.gif": encoded(palette, "GIF", transparency=2),
+        "transparent-colour.png": encoded(rgb, transparency=tuple(rgb[0, 0].tolist())),
+        "transparent-grey16.png": encoded(deep, transparency=468),
         "animation.gif": encoded(palette, "GIF", save_all=True, append_images=[Image.fromarray(rgb[::-1])]),
-        "cmyk.jpg": encoded(Image.fromarray(rgb).convert("CMYK"), "JPEG"),
+        "animation.png": encoded(frames[0], save_all=True, append_images=frames[1:]),
+        "with-a-preview.jpg": encoded(frames[0], "MPO", save_all=True, append_images=frames[1:]),
+        "cmyk.jpg": encoded(cmyk, "JPEG"),
+        "cmyk.tif": encoded(cmyk, "TIFF"),
+        "ycbcr.tif": encoded(Image.fromarray(rgb).convert("YCbCr"), "TIFF"),
         "large.jpg": encoded(noise(5, 300, 200), "JPEG"),
         "panorama.png": encoded(noise(6, 8, 90)),
         "lossless.webp": encoded(rgba, "WEBP", lossless=True),
@@ -343,23 +344,49 @@ def every_rule():
         exif[274] = orientation
         files[f"turned-{orientation}.png"] = encoded(rgb, exif=exif)
         files[f"turned-{orientation}.jpg"] = encoded(rgb, "JPEG", exif=exif)
+        files[f"turned-{orientation}-large.jpg"] = encoded(noise(5, 300, 200), "JPEG", exif=exif)
     return files
 
 
+GEOMETRIES = [
+    Preprocessing(16, 0.8, interpolation, background=(10, 200, 30))
+    for interpolation in ("bilinear", "bicubic", "nearest")
+] + [Preprocessing(16, 0.9, crop_mode=mode, background=(10, 200, 30)) for mode in ("squash", "border")]
+
+
 @pytest.mark.case("E09", "I07", "I09", "I10")
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
-def test_training_and_prediction_see_the_same_pixels_by_every_rule(tmp_path, interpolation):
-    p = Preprocessing(size=16, crop_pct=0.8, interpolation=interpolation, background=(10, 200, 30))
+@pytest.mark.parametrize("p", GEOMETRIES, ids=lambda p: f"{p.crop_mode}-{p.interpolation}")
+def test_training_and_prediction_see_the_same_pixels_by_every_rule(tmp_path, p):
     files = every_rule()
     root = plant(
-        tmp_path, {f"{kind}/{name}": data for kind in ("cat", "dog") for name, data in files.items()}
+        tmp_path / "pets", {f"{kind}/{name}": data for kind in ("cat", "dog") for name, data in files.items()}
     )
-    pixels = stored(root, p)
-    assert len(pixels) == 2 * len(files)
-    trained = pixels.batch(torch.arange(len(pixels)), p)
-    predicted = [image for _, image in decode_files([root / name for name in pixels.names], p)]
-    for name, one, other in zip(pixels.names, trained, predicted, strict=True):
-        assert torch.equal(one, other), name
+    decoded = stored(root, p, shelves=tmp_path / "shelves")
+    found_again = stored(root, p, shelves=tmp_path / "shelves")
+    assert len(decoded) == 2 * len(files)
+    predicted = [image for _, image in decode_files([root / name for name in decoded.names], p)]
+    everything = torch.arange(len(decoded))
+    for trained in (decoded.batch(everything, p), found_again.batch(everything, p)):
+        for name, one, other in zip(decoded.names, trained, predicted, strict=True):
+            assert torch.equal(one, other), name
+
+
+@pytest.mark.case("E09", "I07", "I09")
+def test_training_and_prediction_refuse_the_same_files_for_the_same_reasons(tmp_path):
+    whole = noise(1)
+    odd = {
+        "float.tif": encoded(np.zeros((2, 2), dtype=np.float32), "TIFF"),
+        "32-bit.tif": encoded(np.zeros((2, 2), dtype=np.int32), "TIFF"),
+        "cut.png": encoded(whole)[:60],
+        "text.png": b"hello",
+    }
+    root = plant(tmp_path, dict.fromkeys(pets(2)) | {f"cat/{name}": data for name, data in odd.items()})
+    trained = dict(stored(root, on_bad="skip").bad)
+    predicted = {
+        f"cat/{path.name}": bad.reason for path, bad in decode_files([root / name for name in trained], P)
+    }
+    assert len(trained) == len(odd)
+    assert trained == predicted
 
 
 def test_prediction_runs_ahead_by_a_bounded_number_of_files(tmp_path, monkeypatch):
@@ -391,7 +418,7 @@ def test_i14_a_decoder_that_hangs_is_given_up_with_the_file_in_flight(tmp_path, 
         return original(data, p)
 
     monkeypatch.setattr(pixels_module, "decode_with_facts", decode)
-    monkeypatch.setattr(pixels_module, "TIMEOUT", 1)
+    monkeypatch.setattr(parallel, "TIMEOUT", 1)
     try:
         with pytest.raises(TlrecipeError) as caught:
             if how == "training":
@@ -409,66 +436,17 @@ def test_i14_a_decoder_that_hangs_is_given_up_with_the_file_in_flight(tmp_path, 
 def test_the_time_in_which_a_process_is_stopped_does_not_count(tmp_path, monkeypatch):
     root = plant(tmp_path, pets(2))
     waits = []
-    original = pixels_module.wait
+    original = parallel.wait
 
     def slow(futures, timeout):
         waits.append(timeout)
         return original(futures, timeout) if len(waits) > 1 else original([Future()], 0)
 
-    monkeypatch.setattr(pixels_module, "wait", slow)
-    monkeypatch.setattr(pixels_module, "TIMEOUT", 2)
+    monkeypatch.setattr(parallel, "wait", slow)
+    monkeypatch.setattr(parallel, "TIMEOUT", 2)
     assert len(list(decode_files([root / "cat/0.png"], P))) == 1
     assert waits == [1, 1]
 
 
 def test_no_paths_give_no_results():
     assert list(decode_files([], P)) == []
-
-
-# --------------------------------------------------------------------------- training and prediction
-
-
-def odd_images():
-    """A file for each rule by which an image becomes 8-bit RGB, large enough to be resized."""
-    picture = Image.fromarray(noise(3, 60, 44))
-    exif = Image.Exif()
-    exif[274] = 6
-    palette = picture.quantize(16)
-    alpha = picture.copy()
-    alpha.putalpha(Image.fromarray(noise(4, 60, 44)[..., 0]))
-    deep = Image.fromarray((np.arange(60 * 44, dtype=np.uint16) * 24).reshape(60, 44))
-    return {
-        "colour": encoded(picture),
-        "grey": encoded(picture.convert("L")),
-        "grey with transparency": encoded(alpha.convert("LA")),
-        "one bit": encoded(picture.convert("1")),
-        "palette": encoded(palette),
-        "palette with transparency": encoded(palette, transparency=3),
-        "transparent": encoded(alpha),
-        "16 bits": encoded(deep),
-        "16 bits in TIFF": encoded(deep, "TIFF"),
-        "CMYK": encoded(picture.convert("CMYK"), "JPEG"),
-        "CMYK in TIFF": encoded(picture.convert("CMYK"), "TIFF"),
-        "turned": encoded(picture, "JPEG", exif=exif),
-        "large and turned": encoded(Image.fromarray(noise(5, 300, 400)), "JPEG", exif=exif),
-        "larger by far": encoded(Image.fromarray(noise(6, 900, 700)), "JPEG"),
-        "animation": encoded(picture, "GIF", save_all=True, append_images=[picture.rotate(90)]),
-    }
-
-
-@pytest.mark.parametrize("again", [False, True], ids=["decoded", "from an earlier run"])
-def test_e09_prediction_sees_the_pixels_of_training_to_the_bit(tmp_path, again):
-    odd = odd_images()
-    root = plant(
-        tmp_path / "pets", {f"{name}/{kind}": data for kind, data in odd.items() for name in ("a", "b")}
-    )
-    p = Preprocessing(size=16, crop_pct=0.8, background=(10, 200, 30))
-    shelves = tmp_path / "shelves"
-    trained = stored(root, p, shelves=shelves)
-    if again:
-        trained = stored(root, p, shelves=shelves)
-    predicted = dict(decode_files([root / name for name in trained.names], p))
-    seen = trained.batch(torch.arange(len(trained)), p)
-    assert len(trained) == 2 * len(odd)
-    for name, image in zip(trained.names, seen, strict=True):
-        assert torch.equal(image, predicted[root / name]), name

@@ -1,6 +1,8 @@
 import struct
 import subprocess
 import zlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import encoded, noise
 from PIL import Image, ImageFile, PngImagePlugin
+from timm.data import create_transform
 from torchvision.transforms import v2
 
 from tlrecipe.data.preprocess import BadImage, decode, fit, fit_batch, normalise
@@ -287,8 +290,9 @@ def test_truncated_images_stay_an_error_for_the_whole_process():
 GEOMETRIES = st.builds(
     Preprocessing,
     size=st.integers(8, 40),
-    crop_pct=st.sampled_from([1.0, 0.95, 0.875, 0.5]),
+    crop_pct=st.sampled_from([1.0, 0.95, 0.875, 0.5, 1.15]),
     interpolation=st.sampled_from(["bilinear", "bicubic", "nearest"]),
+    crop_mode=st.sampled_from(["center", "squash", "border"]),
 )
 SIDES = st.integers(1, 70)
 
@@ -313,16 +317,48 @@ def test_e09_one_image_and_a_batch_give_the_same_bits(p, height, width, seed):
 @given(GEOMETRIES, st.integers(8, 60), st.integers(8, 60))
 @settings(max_examples=60, deadline=None)
 def test_fitting_is_torchvisions_resize_and_centre_crop(p, height, width):
+    p = replace(p, crop_mode="center")
     height, width = min(height, 3 * width), min(width, 3 * height)
     image = batch(0, 1, height, width)
     mode = "nearest-exact" if p.interpolation == "nearest" else p.interpolation
     steps = v2.Compose(
-        [
-            v2.Resize(round(p.size / p.crop_pct), v2.InterpolationMode(mode), antialias=True),
-            v2.CenterCrop(p.size),
-        ]
+        [v2.Resize(p.resized, v2.InterpolationMode(mode), antialias=True), v2.CenterCrop(p.size)]
     )
     assert torch.equal(fit_batch(image, p), steps(image))
+
+
+SCREEN = np.asarray(Image.open(Path(__file__).parents[2] / "docs/images/report.png").convert("RGB"))[
+    :420, :300
+]
+
+
+@pytest.mark.parametrize(
+    "picture", [SCREEN, SCREEN.swapaxes(0, 1), SCREEN[:37, :100]], ids=["tall", "wide", "small"]
+)
+@pytest.mark.parametrize("crop_pct", [1.0, 0.95, 0.9, 1.15])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_every_crop_mode_gives_the_pixels_of_timm(crop_mode, crop_pct, picture):
+    p = Preprocessing(size=97, crop_pct=crop_pct, crop_mode=crop_mode, mean=(0.9, 0.5, 0.1))
+    timms = create_transform(
+        (3, p.size, p.size),
+        interpolation=p.interpolation,
+        crop_pct=p.crop_pct,
+        crop_mode=p.crop_mode,
+        mean=p.mean,
+        normalize=False,
+    )
+    theirs = timms(Image.fromarray(picture)).numpy().astype(int)
+    ours = fit(decode(encoded(picture), p), p).numpy().astype(int)
+    # Pillow and torch round differently, rarely by more than one.
+    assert np.abs(ours - theirs).max() <= 3
+    assert np.abs(ours - theirs).mean() < 0.02
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1)])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_a_line_of_pixels_has_a_size_too(crop_mode, shape):
+    p = Preprocessing(size=16, crop_mode=crop_mode)
+    assert fit_batch(batch(0, 1, *shape), p).shape == (1, 3, 16, 16)
 
 
 def test_fitting_is_close_to_pillow():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import HeadSpec, LibraryBackbone, TimmBackbone, TorchvisionBackbone
-from tlrecipe.models import backbones
+from tlrecipe.models import backbones, timm_source
 from tlrecipe.models.backbones import Backbone, available, build, describe, rebuild
+from tlrecipe.models.bundle_record import PreprocessingRecord
 from tlrecipe.planning.facts import ParamTable
 
 CLASSES = 7
@@ -112,7 +114,7 @@ def test_every_classifier_of_torchvision(name: str, empty: list[nn.Module]) -> N
     weights = torchvision.models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
     p = table.preprocessing
-    assert (p.size, round(p.size / p.crop_pct)) == (preset.crop_size[0], preset.resize_size[0])
+    assert (p.size, p.resized) == (preset.crop_size[0], preset.resize_size[0])
     assert (p.interpolation, list(p.mean), list(p.std)) == (
         preset.interpolation.value,
         preset.mean,
@@ -138,6 +140,18 @@ def test_families_of_timm(name: str, empty: list[nn.Module]) -> None:
     assert {param.module for param in table if param.head} == set(heads)
     assert not table.pretrained
     assert table.license is None
+
+
+def test_all_published_weights_of_timm_say_how_images_become_square() -> None:
+    modes = {}
+    for name in timm.list_models(pretrained=True):
+        cfg = timm.models.get_pretrained_cfg(name)
+        p = timm_source.TimmArchitecture(name, "", cfg, "pretrained", {}).preprocessing
+        assert (p.size, p.resized) == (cfg.input_size[-1], math.floor(p.size / cfg.crop_pct)), name
+        assert p.crop_mode == cfg.crop_mode, name
+        PreprocessingRecord.model_validate_json(json.dumps(p.as_dict()))
+        modes[p.crop_mode] = name
+    assert len(modes) == 3
 
 
 def test_tied_parameters_appear_once() -> None:

@@ -119,6 +119,7 @@ def _hub_config(backbone: Backbone, bundle: Bundle) -> str:
         "input_size": [3, p.size, p.size],
         "crop_pct": p.crop_pct,
         "test_crop_pct": p.crop_pct,
+        "crop_mode": p.crop_mode,
         "interpolation": p.interpolation,
         "mean": list(p.mean),
         "std": list(p.std),
@@ -133,7 +134,7 @@ def _card(bundle: Bundle) -> str:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters["md"] = _markdown
     template = resources.files("tlrecipe.artifacts").joinpath("model_card.md.jinja").read_text("utf-8")
-    return environment.from_string(template).render(bundle=bundle)
+    return environment.from_string(template).render(bundle=bundle, preprocessing=bundle.preprocessing.facts)
 
 
 def _markdown(value: object) -> str:
@@ -160,7 +161,7 @@ class Model:
         self.bundle = bundle
         self.model = model
         self.classes = bundle.classes
-        self.preprocessing = Preprocessing(**bundle.preprocessing.model_dump())
+        self.preprocessing = bundle.preprocessing.facts
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> Model:

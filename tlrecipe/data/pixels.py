@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import PIL
@@ -22,7 +20,8 @@ from torch import Tensor
 
 from tlrecipe import files
 from tlrecipe.data.listing import Arrays, Item, Listing, Split
-from tlrecipe.data.preprocess import BadImage, Facts, decode_with_facts, fit, fit_batch
+from tlrecipe.data.parallel import in_order
+from tlrecipe.data.preprocess import BadImage, Facts, decode_with_facts, fill_of, fit, fit_batch
 from tlrecipe.data.reading import read_bytes, reason_of
 from tlrecipe.data.shelf import Kept, Shelf, opened, shelf_key
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError, capped
@@ -31,25 +30,21 @@ from tlrecipe.planning.facts import Preprocessing
 MEMORY_BUDGET = 4 << 30
 """Bytes of pixels that are kept in memory; more go to a file."""
 
-TIMEOUT = 120
-"""Seconds after which an image that is still being read or decoded is given up."""
-
 _BLOCK = 1024
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
 
 
 class Geometry(NamedTuple):
     """The part of the preprocessing that stored pixels depend on once they are fitted."""
 
     size: int
-    crop_pct: float
+    resized: int
     interpolation: str
+    crop_mode: str
+    fill: tuple[int, ...]
 
     @classmethod
     def of(cls, p: Preprocessing) -> Geometry:
-        return cls(p.size, p.crop_pct, p.interpolation)
+        return cls(p.size, p.resized, p.interpolation, p.crop_mode, fill_of(p))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +145,7 @@ def decode_split(
             return _load(listing, item, p, shelf, keep_size=store.native or shelf is not None)
 
         for done, (item, result) in enumerate(
-            _in_order(load, items, threads, named=lambda item: item.name), start=1
+            in_order(load, items, threads, named=lambda item: item.name), start=1
         ):
             if isinstance(result, BadImage):
                 bad.append((item.name, result.reason))
@@ -208,7 +203,7 @@ def _from_arrays(
         fitted = pixels if native else fit_batch(pixels, p)
         rows[start : start + len(images)] = fitted.permute(0, 2, 3, 1)
 
-    for start, _ in _in_order(fill, range(0, len(split), _BLOCK), threads):
+    for start, _ in in_order(fill, range(0, len(split), _BLOCK), threads):
         if progress:
             progress(min(start + _BLOCK, len(split)), len(split))
     images, labels = rows.permute(0, 3, 1, 2), torch.from_numpy(split.labels)
@@ -355,7 +350,7 @@ def _digest(images: Tensor, labels: Tensor, fitted: Geometry | None, threads: in
     def block_digest(start: int) -> bytes:
         return hashlib.sha256(rows[start : start + _BLOCK].data).digest()
 
-    for _, digest in _in_order(block_digest, range(0, len(rows), _BLOCK), threads):
+    for _, digest in in_order(block_digest, range(0, len(rows), _BLOCK), threads):
         total.update(digest)
     return total.hexdigest()
 
@@ -385,46 +380,4 @@ def decode_files(
         result = _decoded(data, b"", p, keep_size=False)
         return result if isinstance(result, BadImage) else result.image
 
-    yield from _in_order(load, paths, threads, named=str)
-
-
-def _in_order(
-    work: Callable[[_In], _Out],
-    inputs: Iterable[_In],
-    threads: int | None,
-    named: Callable[[_In], str] | None = None,
-) -> Iterator[tuple[_In, _Out]]:
-    """Inputs with their results, in order. Threads run ahead by a few inputs only, to bound the memory.
-
-    Where inputs are ``named``, one that has no result after :data:`TIMEOUT` raises TLR1001.
-    """
-    count = threads or min(os.cpu_count() or 1, 16)
-    running: deque[tuple[_In, Future[_Out]]] = deque()
-    pool = ThreadPoolExecutor(count)
-    hangs = False
-
-    def next_result() -> tuple[_In, _Out]:
-        nonlocal hangs
-        first, future = running.popleft()
-        if named is None:
-            return first, future.result()
-        # Second by second, so that the time in which the process is stopped does not count.
-        for _ in range(TIMEOUT):
-            if future in wait([future], timeout=1).done:
-                return first, future.result()
-        hangs = True
-        raise TlrecipeError.of(
-            "TLR1001",
-            f"`{named(first)}` is being read or decoded for more than {TIMEOUT} seconds",
-            help="the file or the disk that it is on does not answer: remove the file or see to the disk",
-        )
-
-    try:
-        for item in inputs:
-            running.append((item, pool.submit(work, item)))
-            if len(running) > 4 * count:
-                yield next_result()
-        while running:
-            yield next_result()
-    finally:
-        pool.shutdown(wait=not hangs, cancel_futures=True)
+    yield from in_order(load, paths, threads, named=str)

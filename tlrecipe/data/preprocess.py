@@ -116,15 +116,18 @@ def decode_with_facts(data: bytes, p: Preprocessing) -> tuple[Tensor, Facts]:
             raise BadImage(f"{width}×{height} exceeds data.max_pixels ({p.max_pixels:,})")
         with _HUGE_TURN if width * height > _HUGE_PIXELS else nullcontext():
             # Twice the size that is needed leaves the quality to the resize that follows.
-            image.draft(None, (2 * _shorter_side(p), 2 * _shorter_side(p)))
+            image.draft(None, (2 * p.resized, 2 * p.resized))
             image.load()
-            facts = Facts(name, height, width, _traits(image, smaller=image.size != (width, height)))
+            turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+            smaller = image.size != (width, height)
+            facts = Facts(name, height, width, _traits(image, turned=turn is not None, smaller=smaller))
             if name == "PNG" and _has_odd_transparent_colour(image, data):
                 raise BadImage("a transparent colour in other than 8 bits a sample")
-            turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
             rgb = _to_rgb(image, p.background)
+            if turn is not None:
+                rgb = rgb.transpose(turn)
             # The copy is writeable, which torch asks for.
-            pixels = np.array(rgb if turn is None else rgb.transpose(turn))
+            pixels = np.frombuffer(bytearray(rgb.tobytes()), np.uint8).reshape(rgb.height, rgb.width, 3)
     except BadImage:
         raise
     except Exception as error:  # decoders of hostile bytes raise whatever they like
@@ -132,14 +135,14 @@ def decode_with_facts(data: bytes, p: Preprocessing) -> tuple[Tensor, Facts]:
     return torch.from_numpy(pixels).permute(2, 0, 1), facts
 
 
-def _traits(image: ImageFile.ImageFile, *, smaller: bool) -> int:
+def _traits(image: ImageFile.ImageFile, *, turned: bool, smaller: bool) -> int:
     found = (
         image.mode in ("1", "L", "LA") or image.mode.startswith("I"),
         image.mode in ("P", "PA"),
         image.mode.startswith("I"),
         image.mode == "CMYK",
         image.has_transparency_data,
-        image.getexif().get(_EXIF_ORIENTATION, 1) in _UPRIGHT,
+        turned,
         smaller,
     )
     return sum(1 << place for place, there in enumerate(found) if there)
@@ -186,7 +189,7 @@ def _to_rgb(image: ImageFile.ImageFile, background: tuple[int, int, int]) -> Ima
     if flat.has_transparency_data:
         below = Image.new("RGBA", flat.size, (*background, 255))
         flat = Image.alpha_composite(below, flat.convert("RGBA"))
-    return flat.convert("RGB")
+    return flat if flat.mode == "RGB" else flat.convert("RGB")
 
 
 def _eight_bits(image: ImageFile.ImageFile) -> Image.Image:
@@ -214,23 +217,25 @@ def _eight_bits(image: ImageFile.ImageFile) -> Image.Image:
 def fit_batch(images: Tensor, p: Preprocessing) -> Tensor:
     """uint8 ``(N, 3, H, W)`` to uint8 ``(N, 3, size, size)`` in channels-last memory, on the CPU.
 
-    Resizes the shorter side to ``round(size / crop_pct)`` and crops the centre, as torchvision's
-    ``Resize`` and ``CenterCrop`` do, with antialiasing and in integer arithmetic: each image's result is
-    the same, to the bit, whatever batch it is in. What lies more than one shorter side away from the
-    centre square is cut off first, so that a panorama costs no more than others.
+    Resizes and cuts from the centre as ``p.crop_mode`` says, as torchvision's ``Resize`` and ``CenterCrop``
+    and timm's evaluation transform do, with antialiasing and in integer arithmetic: each image's result is
+    the same, to the bit, whatever batch it is in. Where the ends of the longer side are lost, what lies more
+    than one shorter side away from the centre square is cut off first, so that a panorama costs no more
+    than others.
     """
     height, width = images.shape[-2:]
-    images = _centre(images, min(height, 3 * width), min(width, 3 * height))
-    height, width = images.shape[-2:]
-    short = _shorter_side(p)
-    shape = (short, short * width // height) if height <= width else (short * height // width, short)
+    if p.crop_mode == "center":
+        images = _centre(images, min(height, 3 * width), min(width, 3 * height))
+        height, width = images.shape[-2:]
+    shape = _resized_shape(height, width, p)
     images = images.contiguous(memory_format=torch.channels_last)
     if shape != (height, width):
         if p.interpolation == "nearest":
             images = F.interpolate(images, size=shape, mode="nearest-exact")
         else:
             images = F.interpolate(images, size=shape, mode=p.interpolation, antialias=True)
-    return _centre(images, p.size, p.size).contiguous(memory_format=torch.channels_last)
+    found = _centre(images, min(shape[0], p.size), min(shape[1], p.size))
+    return _laid_on(found, p).contiguous(memory_format=torch.channels_last)
 
 
 def fit(image: Tensor, p: Preprocessing) -> Tensor:
@@ -238,13 +243,37 @@ def fit(image: Tensor, p: Preprocessing) -> Tensor:
     return fit_batch(image[None], p)[0]
 
 
-def _shorter_side(p: Preprocessing) -> int:
-    return round(p.size / p.crop_pct)
+def fill_of(p: Preprocessing) -> tuple[int, ...]:
+    """The colour around an image that does not fill the network's square."""
+    return tuple(round(255 * value) for value in p.mean) if p.crop_mode == "border" else (0, 0, 0)
+
+
+def _resized_shape(height: int, width: int, p: Preprocessing) -> tuple[int, int]:
+    side = p.resized
+    if p.crop_mode == "squash":
+        return side, side
+    if p.crop_mode == "border":
+        ratio = max(height / side, width / side)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+    return (side, side * width // height) if height <= width else (side * height // width, side)
 
 
 def _centre(images: Tensor, height: int, width: int) -> Tensor:
     top, left = round((images.shape[-2] - height) / 2), round((images.shape[-1] - width) / 2)
     return images[..., top : top + height, left : left + width]
+
+
+def _laid_on(images: Tensor, p: Preprocessing) -> Tensor:
+    """The images in the middle of the network's square; where there is a choice, nearer to its start."""
+    height, width = images.shape[-2:]
+    if (height, width) == (p.size, p.size):
+        return images
+    below = (
+        torch.tensor(fill_of(p), dtype=torch.uint8).view(1, 3, 1, 1).repeat(len(images), 1, p.size, p.size)
+    )
+    top, left = (p.size - height) // 2, (p.size - width) // 2
+    below[..., top : top + height, left : left + width] = images
+    return below
 
 
 # --------------------------------------------------------------------------- pixels to floats

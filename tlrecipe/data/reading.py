@@ -41,7 +41,8 @@ def _read_once(path: str | os.PathLike[str], offset: int, length: int | None) ->
         wanted = found.st_size - offset if length is None else length
         if wanted > MAX_FILE_BYTES:
             raise OSError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
-        file.seek(offset)
+        if offset:
+            file.seek(offset)
         parts, missing = list[bytes](), wanted
         while missing > 0 and (part := file.read(missing)):
             parts.append(part)

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import sys
 import zlib
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ if sys.platform != "win32":
 LIMIT_BYTES = 20 << 30
 """Largest size of all shelves together; the least recently used go first."""
 
-_FORMAT = 1
+_FORMAT = 2
 _ROW = np.dtype(
     [
         ("key", "<u8"),
@@ -52,6 +53,7 @@ _ROW = np.dtype(
         ("traits", "<u2"),
     ]
 )
+_PACKED_ROW = struct.Struct("<QQ32sqii?I8siiH")
 
 
 class Kept(NamedTuple):
@@ -97,7 +99,9 @@ class Shelf:
         self._place = place
         self._room = limit
         self._rows = _read_index(place / "index.npy")
-        self._added: list[tuple[Any, ...]] = []
+        # By itself: a search in the column of the table would copy it each time.
+        self._keys = self._rows["key"].copy()
+        self._added = bytearray()
         self._pixels = os.open(
             place / "pixels.bin", os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666
         )
@@ -109,8 +113,8 @@ class Shelf:
     def find(self, name: str) -> Any | None:
         """What is known of a file: a row with ``stamp`` and ``digest`` among others, or None."""
         key = _key(name)
-        at = int(np.searchsorted(self._rows["key"], np.uint64(key)))
-        return self._rows[at] if at < len(self._rows) and int(self._rows["key"][at]) == key else None
+        at = int(np.searchsorted(self._keys, np.uint64(key)))
+        return self._rows[at] if at < len(self._keys) and int(self._keys[at]) == key else None
 
     def take(self, row: Any) -> Kept | None:
         """The image of a row, or None where its bytes are not those that were written."""
@@ -140,19 +144,18 @@ class Shelf:
             place = (offset, pixels.shape[0], pixels.shape[1], kept.fitted, zlib.crc32(pixels.data))
             if self._buffer.tell() > 1 << 24:
                 self._flush()
-        digest = np.frombuffer(kept.fingerprint, dtype=np.uint8)
         facts = kept.facts
         about = (facts.format.encode(), facts.height, facts.width, facts.traits)
-        self._added.append((_key(name), stamp, digest, *place, *about))
+        self._added += _PACKED_ROW.pack(_key(name), stamp, kept.fingerprint, *place, *about)
 
     def close(self) -> None:
         """Write what was added, and let go of the files."""
         try:
             if self._writes and self._added:
                 self._flush()
-                new = np.array(self._added, dtype=_ROW)
+                new = np.frombuffer(self._added, dtype=_ROW)
                 # Of two rows of one file the later one counts.
-                rows = np.concatenate([self._rows[~np.isin(self._rows["key"], new["key"])], new[::-1]])
+                rows = np.concatenate([self._rows[~np.isin(self._keys, new["key"])], new[::-1]])
                 _, first = np.unique(rows["key"], return_index=True)
                 content = io.BytesIO()
                 np.save(content, rows[first], allow_pickle=False)

@@ -97,8 +97,12 @@ class DataTable(Table):
     max_pixels: Annotated[int, Field(ge=1, le=10**9)] = Field(default=89_478_485, examples=[50_000_000])
     """Images with more pixels than this are refused before they are decoded."""
     crop_pct: Annotated[float, Field(ge=0.1, le=1)] | None = Field(default=None, examples=[1.0])
-    """Share of the resized shorter side that the centre crop keeps; 1.0 uses the whole image.
+    """Share of the resized side that the centre crop keeps; 1.0 cuts no border off.
     Default: what the weights were evaluated with."""
+    crop_mode: Literal["center", "squash", "border"] | None = Field(default=None, examples=["squash"])
+    """How images become square: `"center"` loses the ends of the longer side, `"squash"` changes the
+    image's shape, `"border"` puts the whole image on the mean colour. Default: what the weights were
+    evaluated with."""
 
 
 class SampleData(DataTable):

@@ -9,7 +9,7 @@ from torch import nn
 
 from tlrecipe.language.diagnostics import TlrecipeError, did_you_mean
 from tlrecipe.models.weights import PLACE, StateDict, WeightsFile
-from tlrecipe.planning.facts import Preprocessing
+from tlrecipe.planning.facts import CropMode, Preprocessing
 
 
 class Architecture(Protocol):
@@ -82,7 +82,12 @@ _INTERPOLATIONS: dict[str, Literal["bilinear", "nearest"]] = {"bilinear": "bilin
 
 
 def as_preprocessing(
-    size: int, crop_pct: float, interpolation: str, mean: Sequence[float], std: Sequence[float]
+    size: int,
+    crop_pct: float,
+    interpolation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_mode: CropMode = "center",
 ) -> Preprocessing:
     """What a library says of its weights, in our terms. Rarer interpolations become bicubic."""
     (r, g, b), (r_std, g_std, b_std) = mean, std
@@ -92,6 +97,7 @@ def as_preprocessing(
         interpolation=_INTERPOLATIONS.get(interpolation, "bicubic"),
         mean=(r, g, b),
         std=(r_std, g_std, b_std),
+        crop_mode=crop_mode,
     )
 
 

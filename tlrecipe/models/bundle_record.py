@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tlrecipe import files
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import Arguments, DataSpec, HeadSpec
+from tlrecipe.planning.facts import CropMode, Preprocessing
 
 WEIGHTS, BUNDLE = "model.safetensors", "bundle.json"
 
@@ -50,12 +51,17 @@ class PreprocessingRecord(_Record):
     """:class:`tlrecipe.planning.facts.Preprocessing` within sane bounds."""
 
     size: Size
-    crop_pct: Annotated[float, Field(ge=0.1, le=1)]
+    crop_pct: Annotated[float, Field(ge=0.1, le=2)]
+    crop_mode: CropMode = "center"
     interpolation: Literal["bilinear", "bicubic", "nearest"]
     mean: tuple[Mean, Mean, Mean]
     std: tuple[Deviation, Deviation, Deviation]
     background: tuple[Channel, Channel, Channel]
     max_pixels: Annotated[int, Field(ge=1, le=10**9)]
+
+    @property
+    def facts(self) -> Preprocessing:
+        return Preprocessing(**self.model_dump())
 
 
 class RecipeRecord(_Record):

@@ -54,7 +54,7 @@ class BundleArchitecture:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(**self.bundle.preprocessing.model_dump())
+        return self.bundle.preprocessing.facts
 
     @property
     def license(self) -> str | None:

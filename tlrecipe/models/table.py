@@ -23,7 +23,7 @@ from tlrecipe.language.spec import BackboneSpec, BundleBackbone, HeadSpec
 from tlrecipe.models.bundle_record import BUNDLE, backbone_bundle
 from tlrecipe.planning.facts import ModuleFact, ParamFact, ParamTable, Preprocessing
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same network would give another table: tables of other formats are made anew."""
 
 _LIBRARIES = ("torch", "timm", "torchvision")

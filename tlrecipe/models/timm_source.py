@@ -36,9 +36,10 @@ from tlrecipe.models.weights import (
     lite0_names,
     unfit,
 )
-from tlrecipe.planning.facts import Preprocessing
+from tlrecipe.planning.facts import CropMode, Preprocessing
 
 _LITE0 = "tf_efficientnet_lite0"
+_CROP_MODES: dict[str, CropMode] = {"squash": "squash", "border": "border"}
 
 
 def names() -> list[str]:
@@ -114,6 +115,7 @@ class TimmArchitecture:
             self.cfg.interpolation,
             self.cfg.mean,
             self.cfg.std,
+            _CROP_MODES.get(self.cfg.crop_mode, "center"),
         )
 
     @property

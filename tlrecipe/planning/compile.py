@@ -134,6 +134,7 @@ class _Compiler:
             weights,
             size=size,
             crop_pct=weights.crop_pct if data.crop_pct is None else data.crop_pct,
+            crop_mode=data.crop_mode or weights.crop_mode,
             background=data.background,
             max_pixels=data.max_pixels,
         )

@@ -52,12 +52,21 @@ class ModuleFact:
     """Full dotted names of its own persistent and non-persistent buffers."""
 
 
+CropMode = Literal["center", "squash", "border"]
+"""How an image that is not square becomes square, in timm's words; see :class:`Preprocessing`."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes the network's input: stored as data in the bundle, used everywhere.
 
-    Resize so that the shorter side is ``round(size / crop_pct)``, crop ``size`` by ``size`` from the
-    centre, scale to [0, 1], subtract ``mean``, divide by ``std`` (RGB).
+    Resize to :attr:`resized` pixels, cut ``size`` by ``size`` from the centre, scale to [0, 1], subtract
+    ``mean``, divide by ``std`` (RGB). What is resized to that length is by ``crop_mode``:
+
+    - ``"center"``: the shorter side; of the longer one, the ends are lost. Where ``crop_pct`` is more than 1
+      the image is smaller than the network's size, and lies on black.
+    - ``"squash"``: both sides, whatever the image's shape; nothing is lost where ``crop_pct`` is 1.
+    - ``"border"``: the longer side; the image lies on the mean colour.
     """
 
     size: int
@@ -67,6 +76,23 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     background: tuple[int, int, int] = (255, 255, 255)
     max_pixels: int = 89_478_485
+    crop_mode: CropMode = "center"
+
+    @property
+    def resized(self) -> int:
+        """Pixels that the resize gives: ``size / crop_pct`` without its fraction, as timm computes it."""
+        # A quotient that is whole may come out a last bit below it.
+        return int(self.size / self.crop_pct + 1e-6)
+
+    @property
+    def geometry(self) -> str:
+        """What is done to the shape of an image, for people."""
+        what = {"center": "shorter side", "squash": "both sides", "border": "longer side"}[self.crop_mode]
+        filled = ", what is missing in the mean colour" if self.crop_mode == "border" else ""
+        return (
+            f"{what} to {self.resized} px ({self.interpolation}),"
+            f" {self.size} × {self.size} from the centre{filled}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -77,6 +103,7 @@ class Preprocessing:
             "std": list(self.std),
             "background": list(self.background),
             "max_pixels": self.max_pixels,
+            "crop_mode": self.crop_mode,
         }
 
     @classmethod

@@ -30,6 +30,7 @@ from tlrecipe.artifacts.report.record import (
 )
 from tlrecipe.artifacts.report.shapes import DARK, FIGURE_STYLE, LIGHT, Figure, Point
 from tlrecipe.artifacts.report.thumbnails import EXAMPLES, MISTAKES, PAIRS
+from tlrecipe.planning.facts import Preprocessing
 from tlrecipe.planning.intervals import wilson_interval
 
 REPORT = "report.html"
@@ -504,7 +505,7 @@ def _data(record: Record) -> dict[str, Any]:
     return {
         "counts": [(_SPLITS[name], number) for name, number in counts],
         "table": record.recipe.get("data", {}),
-        "preprocessing": plan.preprocessing,
+        "preprocessing": Preprocessing.from_dict(plan.preprocessing),
     }
 
 
