@@ -69,7 +69,7 @@ _PLAIN: Mapping[type[nn.Module], type[Adapted]] = {nn.Linear: LoraLinear, nn.Con
 
 def is_adapter(owner: nn.Module, name: str) -> bool:
     """Whether the parameter ``name`` of the module ``owner`` is part of an adapter."""
-    return isinstance(owner, LoraLinear | LoraConv2d) and name.rpartition(".")[2] in (DOWN, UP)
+    return isinstance(owner, Adapted) and name.rpartition(".")[2] in (DOWN, UP)
 
 
 # --------------------------------------------------------------------------- which layers
@@ -245,7 +245,7 @@ def attach(network: nn.Module, layers: Iterable[str], adapter: LoraAdapter, seed
 def merge(network: nn.Module) -> None:
     """Put the adapters of a network for inference into its weights, in place; its layers are plain again."""
     for module in network.modules():
-        if isinstance(module, LoraLinear | LoraConv2d):
+        if isinstance(module, Adapted):
             layer: Any = module
             layer.weight = nn.Parameter(_merged(module), requires_grad=False)
             del layer.lora_down, layer.lora_up
@@ -256,7 +256,7 @@ def merged_state(network: nn.Module) -> dict[str, Tensor]:
     """The state dict that the network has without adapters, for the same outputs up to rounding."""
     state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     for name, module in network.named_modules(remove_duplicate=False):
-        if isinstance(module, LoraLinear | LoraConv2d):
+        if isinstance(module, Adapted):
             state[f"{name}.weight"] = _merged(module)
             del state[f"{name}.{DOWN}"], state[f"{name}.{UP}"]
     return state
