@@ -23,6 +23,7 @@ from tlrecipe import files
 from tlrecipe.artifacts.bundle import Model, find_bundle
 from tlrecipe.data.preprocess import normalise
 from tlrecipe.language.diagnostics import TlrecipeError
+from tlrecipe.language.spec import LoraAdapter
 from tlrecipe.models.backbones import Backbone
 
 IMAGES = torch.rand(4, 3, SIZE, SIZE)
@@ -102,6 +103,26 @@ def test_a_backbone_of_torchvision_comes_back_and_says_what_it_is(tmp_path: Path
     assert torch.equal(logits(Model.load(folder).model), logits(network.model))
     assert json.loads((folder / "config.json").read_text())["architecture"] == "torchvision/squeezenet1_1"
     assert "timm does not build" in (folder / "README.md").read_text()
+
+
+def test_adapters_are_merged_and_on_record(tmp_path: Path) -> None:
+    adapter = LoraAdapter(name="lora", match=("layer[3-4]", "conv1.0"), rank=2, alpha=8.0)
+    network = bundles.backbone("timm", "test_resnet", adapter)
+    plain = logits(bundles.backbone("timm", "test_resnet").model)
+    for name, parameter in network.model.named_parameters():
+        if name.endswith("lora_up"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    folder = bundles.write(tmp_path / "model", network, adapter=adapter)
+    assert not any("lora" in name for name in state_of(folder))
+    wanted = logits(network.model)
+    assert (wanted - plain).abs().max() > 0.01
+    torch.testing.assert_close(logits(Model.load(folder).model), wanted, rtol=1e-4, atol=1e-4)
+    alone = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    torch.testing.assert_close(logits(alone), wanted, rtol=1e-4, atol=1e-4)
+    assert Model.load(folder).bundle.adapter == adapter
+    card = (folder / "README.md").read_text()
+    assert "Adapters (lora, rank 2, alpha 8.0) trained" in card
+    assert "\nlayer\\[3-4\\], conv1.0, and are merged" in card
 
 
 def test_it_holds_nothing_but_plain_files_of_known_kinds(written: Path) -> None:

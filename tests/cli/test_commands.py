@@ -16,6 +16,7 @@ from tlrecipe import files
 from tlrecipe.cli import console
 from tlrecipe.cli.app import cli
 from tlrecipe.language.diagnostics import CODES, Diagnostic, TlrecipeError
+from tlrecipe.planning.patterns import Matcher
 from tlrecipe.workflow import checking
 
 # Frozen layers need trained weights; explaining them does not need the weights to be there.
@@ -539,3 +540,16 @@ def test_the_recipes_of_methods_are_sound_and_use_their_method() -> None:
         plan = checking.plan(folder / f"{name}.toml", needs_data=True).plan
         assert plan.counts["train"] == 100
         assert getattr(plan if name == "test_flip" else plan.phases[1], name)
+
+
+@pytest.mark.parametrize(
+    ("name", "role"), [("lora", "@adapter"), ("norm_only", "@norm"), ("bias_only", "@bias")]
+)
+def test_the_recipes_of_few_parameters_train_these_and_the_head(name: str, role: str) -> None:
+    folder = Path(checking.__file__).parents[2] / "recipes/methods"
+    checked = checking.plan(folder / f"{name}.toml", needs_data=True)
+    matcher = Matcher(checked.table)
+    head, few = matcher("@head"), matcher(role)
+    assert [phase.trainable for phase in checked.plan.phases] == [head, head | few]
+    assert checked.plan.counts["train"] == 300
+    assert not checked.warnings

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 from project import Finished, invoke
+from safetensors.torch import load_file
 from zygote import Zygote
 
 from tlrecipe import files
@@ -77,6 +79,46 @@ def test_stopped_at_any_time_and_resumed(
         assert resumed.exit_code == 0, resumed.output
         assert_same(directory, finished.directory)
     assert k > 6
+
+
+ADAPTED = """\
+extends = "tiny.toml"
+name = "adapted"
+
+[backbone]
+source = "bundle"
+path = "run"
+adapter = { name = "lora", match = ["layer[3-4]"], rank = 2 }
+
+[[phase]]
+name = "all"
+freeze = ["@backbone"]
+
+[compute]
+features = "store"
+precision = "bf16"
+"""
+
+
+def test_a_run_with_adapters_is_stopped_and_resumed_and_leaves_plain_weights(
+    project: Path, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = project / "adapted.toml"
+    recipe.write_text(ADAPTED)
+    runs = [tmp_path / name for name in ("whole", "stopped")]
+    assert invoke("run", recipe, "--run-dir", runs[0], "--device", "cpu").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Signals, "stop", _stop_at(8))
+        assert invoke("run", recipe, "--run-dir", runs[1], "--device", "cpu").exit_code == 75
+    assert invoke("resume", runs[1], "--device", "cpu").exit_code == 0
+    assert_same(runs[1], Finished(runs[0], finished.printed))
+    start = load_file(finished.directory / "model" / "model.safetensors")
+    end = load_file(runs[0] / "model" / "model.safetensors")
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    assert start.keys() == end.keys()
+    assert {name.split(".")[0] for name in changed} == {"layer3", "layer4", "fc"}
+    assert all(name.endswith("weight") and "bn" not in name for name in changed - {"fc.bias"})
+    assert json.loads((runs[0] / "model" / "bundle.json").read_text())["adapter"]["rank"] == 2
 
 
 def test_c15_resuming_a_finished_run_writes_nothing(finished: Finished) -> None:

@@ -10,6 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tlrecipe.language.spec import LoraAdapter
+from tlrecipe.models.adapters import attach
 from tlrecipe.models.tuned import TunedSteps
 
 SIZE = 64
@@ -133,6 +135,18 @@ def assert_as_exact(network: nn.Module, x: Tensor, replaced: int) -> None:
 def test_networks_of_the_library(name: str, folded: int, replaced: int) -> None:
     size = {"img_size": SIZE} if "vit" in name else {}
     assert_same_steps(built(timm.create_model(name, num_classes=4, **size)), folded, replaced)
+
+
+def test_adapters_are_folded_with_their_layer() -> None:
+    network = built(timm.create_model("test_efficientnet", num_classes=4)).requires_grad_(False)
+    plain = TunedSteps(network, [images(4)])
+    assert plain.folded > 0
+    layers = [name for name, module in network.named_modules() if name.endswith(("conv_pw", "conv_exp"))]
+    attach(network, layers, LoraAdapter(name="lora", match=("blocks",)), seed=0)
+    for name, parameter in network.double().named_parameters():
+        if name.endswith("lora_up"):
+            nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(2))
+    assert_same_steps(network, plain.folded, plain.replaced)
 
 
 def test_a_norm_that_trains_its_statistics_is_left_alone() -> None:

@@ -351,3 +351,87 @@ def test_l2_sp_takes_the_place_of_decay_in_the_backbone() -> None:
     decays = {name: group.weight_decay for group in one.groups for name in group.params}
     assert decays["head.weight"] == 0.1
     assert {decays[name] for name in decays if not name.startswith("head")} == {0.0}
+
+
+# --------------------------------------------------------------------------- adapters
+
+
+def with_adapters(*phases: dict[str, Any], rank: int = 1, **changes: Any) -> Plan:
+    return compile_recipe(recipe(phase=list(phases), **changes), toy_table(rank=rank), INFO)
+
+
+def test_the_frozen_backbone_leaves_its_adapters_to_train() -> None:
+    (one, two) = with_adapters(
+        phase(freeze=["@backbone", "@adapter"]), phase(name="two", layer_decay=0.5, optimizer=DECAYING)
+    ).phases
+    head = {"head.weight", "head.bias"}
+    adapters = {f"blocks.{i}.conv.lora_{part}" for i in (0, 1) for part in ("down", "up")}
+    assert one.trainable == head
+    assert two.trainable == head | adapters
+    # A layer and the block around it train with its adapter; the norm beside it stands still.
+    assert "blocks.0.drop" in two.train_modules - one.train_modules
+    assert "blocks.0.bn" not in two.train_modules
+    rates = {name: (group.lr, group.weight_decay) for group in two.groups for name in group.params}
+    assert rates["blocks.0.conv.lora_up"] == (pytest.approx(0.1 * 0.25), 0.3)
+    assert rates["blocks.1.conv.lora_down"] == (pytest.approx(0.1 * 0.5), 0.3)
+
+
+DECAYING = {"name": "adamw", "weight_decay": 0.3}
+
+
+def test_adapters_are_a_group_of_their_own_or_of_their_place() -> None:
+    groups = [{"name": "late", "match": ["blocks.1"]}, {"name": "small", "match": ["@adapter"]}]
+    plan = with_adapters(phase(), group=[*groups, {"name": "rest", "match": ["**"]}])
+    assert "blocks.1.conv.lora_up" in plan.group_params["late"]
+    assert plan.group_params["small"] == ("blocks.0.conv.lora_down", "blocks.0.conv.lora_up")
+
+
+@pytest.mark.parametrize("key", ["l2_sp", "wise_ft"])
+def test_methods_that_hold_on_to_weights_do_not_go_with_adapters_that_train(key: str) -> None:
+    holding = {"freeze": ["stem"], key: 0.5, "name": "two"}
+    with pytest.raises(TlrecipeError) as caught:
+        with_adapters(phase(), phase(**holding))
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.path) == ("TLR137", ("phase", 1, key))
+    with_adapters(phase(), phase(**holding | {"freeze": ["stem", "@adapter"]}))
+
+
+def test_adapters_need_pretrained_weights() -> None:
+    table = toy_table(pretrained=False, rank=1)
+    with pytest.raises(TlrecipeError) as caught:
+        compile_recipe(recipe(phase=[phase(freeze=[])]), table, INFO)
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.path) == ("TLR115", ("backbone", "adapter"))
+    assert found.labels[0].path == ("backbone", "weights")
+
+
+@pytest.mark.parametrize(
+    ("phases", "rank", "said"),
+    [
+        ([phase()], 1, None),
+        ([phase(freeze=["@backbone", "blocks"])], 1, "no phase trains the adapter"),
+        ([phase(freeze=["stem"])], 1, "trains the weight of `blocks.0.conv` (and 1 more) and its adapter"),
+        (
+            [phase(freeze=["@backbone"], thaw=["blocks.1.conv.weight"])],
+            1,
+            "weight of `blocks.1.conv` and its",
+        ),
+        ([phase(freeze=["stem", "@adapter"]), phase(name="two")], 1, None),
+        # A convolution of 4 x 3 x 3 x 3 has 108 weights, an adapter of rank 4 on it 124.
+        ([phase()], 4, "`blocks.0.conv` (and 1 more) has as many parameters as the layer itself"),
+    ],
+)
+def test_an_adapter_that_is_of_no_use_is_warned_about(
+    phases: list[dict[str, Any]], rank: int, said: str | None
+) -> None:
+    plan = with_adapters(*phases, rank=rank)
+    assert [d.code for d in plan.warnings] == ["TLR138"] * (said is not None)
+    assert said is None or said in plan.warnings[0].message
+
+
+def test_a_selector_without_adapters_says_how_to_get_some() -> None:
+    with pytest.raises(TlrecipeError) as caught:
+        compiled(phase=[phase(thaw=["@adapter"])])
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.path) == ("TLR104", ("phase", 0, "thaw", 0))
+    assert found.help is not None and "[backbone]" in found.help

@@ -11,8 +11,11 @@ from tlrecipe.planning.facts import DatasetInfo, ModuleFact, ParamFact, ParamTab
 INFO = DatasetInfo(classes=("cat", "dog"), counts={"train": 100, "val": 20, "test": 50})
 
 
-def toy_table(*, pretrained: bool = True, tied: bool = False, fixed_size: bool = False) -> ParamTable:
-    """stem (conv + batch norm), two blocks (conv + batch norm + dropout) and a head."""
+def toy_table(
+    *, pretrained: bool = True, tied: bool = False, fixed_size: bool = False, rank: int = 0
+) -> ParamTable:
+    """stem (conv + batch norm), two blocks (conv + batch norm + dropout) and a head; with a ``rank``, also
+    adapters of the blocks' convolutions."""
     params: list[ParamFact] = []
     modules = [ModuleFact("", "Toy")]
 
@@ -32,6 +35,11 @@ def toy_table(*, pretrained: bool = True, tied: bool = False, fixed_size: bool =
     for index in range(2):
         modules.append(ModuleFact(f"blocks.{index}", "Block"))
         conv(f"blocks.{index}.conv", index + 1)
+        if rank:
+            down = replace(
+                params[-1], name=f"blocks.{index}.conv.lora_down", shape=(rank, 3, 3, 3), adapter=True
+            )
+            params.extend([down, replace(down, name=f"blocks.{index}.conv.lora_up", shape=(4, rank, 1, 1))])
         norm(f"blocks.{index}.bn", index + 1)
         modules.append(ModuleFact(f"blocks.{index}.drop", "Dropout", random=True))
     modules.append(ModuleFact("head", "Linear"))

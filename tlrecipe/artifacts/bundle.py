@@ -31,6 +31,7 @@ from tlrecipe.data.pixels import decode_files
 from tlrecipe.data.preprocess import BadImage, normalise
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import DataSpec, Recipe
+from tlrecipe.models.adapters import merged_state
 from tlrecipe.models.backbones import Backbone, rebuild
 from tlrecipe.models.bundle_record import BUNDLE, WEIGHTS, Bundle, bad_bundle, find_bundle, read_bundle
 from tlrecipe.models.fast import native_bf16
@@ -61,9 +62,12 @@ def write_bundle(
 ) -> Bundle:
     """Write ``backbone``'s network, as it is now, to the new folder ``folder``: all of it, or nothing.
 
+    Its adapters are merged into the weights that are written.
+
     Raises TLR601 where ``folder`` is there already, and TLR901.
     """
-    state = {name: tensor.detach() for name, tensor in backbone.model.state_dict().items()}
+    state = merged_state(backbone.model)
+    adapter = recipe.backbone.adapter
     about = {"format": "pt"}
     with files.new_folder(folder) as inside:
         files.write_atomic(
@@ -78,6 +82,7 @@ def write_bundle(
                     "preprocessing": preprocessing.as_dict(),
                     "backbone": backbone.config["tlrecipe"],
                     "heads": list(backbone.heads),
+                    "adapter": None if adapter is None else adapter.model_dump(mode="json"),
                     "averaged": averaged,
                     "precision": precision,
                     "test_flip": recipe.test_flip,

@@ -130,6 +130,7 @@ CODES: dict[str, str] = {
     "TLR112": "unknown backbone",
     "TLR113": "the backbone cannot be built",
     "TLR114": "an argument that the backbone does not take",
+    "TLR115": "an adapter has no place",
     # phases
     "TLR120": "a phase trains nothing",
     "TLR121": "the new head is frozen",
@@ -148,6 +149,8 @@ CODES: dict[str, str] = {
     "TLR134": "unknown class name",
     "TLR135": "the classes are unbalanced",
     "TLR136": "there are no weights to hold on to",
+    "TLR137": "a method that adapters rule out",
+    "TLR138": "an adapter that is of no use",
     # data
     "TLR401": "the data cannot be found or read",
     "TLR402": "the data has no usable classes",

@@ -221,6 +221,16 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         "[backbone]\nargs = { drop_path_rat = 0.1 }",
         '[backbone]\nargs = { drop_path_rate = 0.1 }\n\n[[phase]]\nname = "finetune"',
     ),
+    "TLR115": Explanation(
+        "An adapter sits on linear layers and on convolutions that are not grouped, of a pretrained backbone."
+        " The pattern matches none of them, or a layer whose weight the network reads without running the"
+        " layer, so that it would not see the adapter. Or the weights are random.",
+        "Match other layers. `tlrecipe params RECIPE PATTERN` shows what a pattern matches, `tlrecipe"
+        " explain` which layers have an adapter.",
+        '[backbone]\nadapter = { name = "lora", match = ["layer4.*.bn1"] }',
+        '[backbone]\nadapter = { name = "lora", match = ["layer4.*.conv1"] }\n\n'
+        '[[phase]]\nname = "finetune"\nfreeze = ["@backbone"]',
+    ),
     # ------------------------------------------------------------------ phases
     "TLR120": Explanation(
         "All parameters stand still in this phase, so that nothing would be learned in it.",
@@ -333,6 +343,24 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         "Start from pretrained weights, and train the head in a phase before.",
         '[[phase]]\nname = "extract"\nwise_ft = 0.5',
         '[[phase]]\nname = "finetune"\nwise_ft = 0.5',
+    ),
+    "TLR137": Explanation(
+        "`l2_sp` pulls weights towards their pretrained values, `wise_ft` interpolates weights. An adapter"
+        " trains two matrices of which only the product is about weights: neither is the same for factors.",
+        "Remove the method. Weight decay on `@adapter` pulls towards the pretrained network.",
+        '[backbone]\nadapter = { name = "lora", match = ["layer4"] }\n\n'
+        '[[phase]]\nname = "finetune"\nfreeze = ["@backbone"]\nwise_ft = 0.5',
+        '[backbone]\nadapter = { name = "lora", match = ["layer4"] }\n\n'
+        '[[phase]]\nname = "finetune"\nfreeze = ["@backbone"]',
+    ),
+    "TLR138": Explanation(
+        "A warning: an adapter that no phase trains, that trains beside the weight of its own layer, or that"
+        " has as many parameters as that. It does no harm, and no good.",
+        "Freeze the layers with `@backbone`, which leaves adapters to train, or freeze `@adapter`; lower"
+        " `rank` where an adapter is too large.",
+        '[backbone]\nadapter = { name = "lora", match = ["layer4"] }',
+        '[backbone]\nadapter = { name = "lora", match = ["layer4"] }\n\n'
+        '[[phase]]\nname = "finetune"\nfreeze = ["@backbone"]',
     ),
     # ------------------------------------------------------------------ data
     "TLR401": Explanation(

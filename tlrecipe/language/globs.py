@@ -31,7 +31,7 @@ MAX_NESTING = 8
 MAX_ALTERNATIVES = 256
 MAX_DIGITS = 6
 
-_SELECTORS = ("@head", "@backbone", "@norm", "@bias", "@stage:N")
+_SELECTORS = ("@head", "@backbone", "@adapter", "@norm", "@bias", "@stage:N")
 
 
 class GlobError(ValueError):
@@ -47,7 +47,7 @@ class GlobError(ValueError):
 class Selector:
     """A set of parameters by role, whatever the backbone: resolved against the parameter table."""
 
-    kind: Literal["head", "backbone", "norm", "bias", "stage"]
+    kind: Literal["head", "backbone", "adapter", "norm", "bias", "stage"]
     first: int = 0
     """First stage, for ``stage``."""
     last: int = 0
@@ -86,7 +86,7 @@ def parse_pattern(text: str) -> Glob | Selector:
 
 
 def _parse_selector(text: str) -> Selector:
-    for kind in ("head", "backbone", "norm", "bias"):
+    for kind in ("head", "backbone", "adapter", "norm", "bias"):
         if text == f"@{kind}":
             return Selector(kind)
     stage = re.fullmatch(r"@stage:([0-9]{1,4})(?:\.\.([0-9]{1,4}))?", text)
@@ -106,7 +106,8 @@ def _parse_selector(text: str) -> Selector:
     raise GlobError(
         f"unknown selector `{text}`",
         did_you_mean(text, _SELECTORS)
-        or "the selectors are `@head`, `@backbone`, `@norm`, `@bias`, `@stage:N` and `@stage:A..B`",
+        or "the selectors are `@head`, `@backbone`, `@adapter`, `@norm`, `@bias`, `@stage:N` and"
+        " `@stage:A..B`",
     )
 
 

@@ -329,6 +329,7 @@ def _empty_recipe() -> Diagnostic:
 
 
 _PATTERN_KEYS: tuple[tuple[str | None, ...], ...] = (
+    ("backbone", "adapter", "match", None),
     ("optimizer", "no_decay", None),
     ("group", None, "match", None),
     ("phase", None, "freeze", None),

@@ -21,6 +21,7 @@ MAX_DEPTH = 40
 TAGS: Mapping[tuple[str, ...], str] = {
     ("data",): "source",
     ("backbone",): "source",
+    ("backbone", "adapter"): "name",
     ("optimizer",): "name",
     ("loss",): "name",
     ("phase", "loss"): "name",

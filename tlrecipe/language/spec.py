@@ -30,6 +30,7 @@ __all__ = [
     "HuggingFaceData",
     "LibraryBackbone",
     "LinearSchedule",
+    "LoraAdapter",
     "LossSpec",
     "ManifestData",
     "Metric",
@@ -238,6 +239,28 @@ Arguments = Annotated[dict[str, ArgumentScalar | ArgumentList], Field(max_length
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class LoraAdapter(Table):
+    """Small matrices that train beside layers that stand still: a layer with the weights W computes with
+    W + alpha / rank · B A, and A and B train instead of W (LoRA, https://arxiv.org/abs/2106.09685). B
+    starts at zero, so training starts from the pretrained network. The finished model has the sums as its
+    weights, and no adapters."""
+
+    name: Literal["lora"]
+    """Chooses this adapter."""
+    match: Annotated[Patterns, Field(min_length=1)] = Field(
+        examples=[["blocks.*.attn.{qkv,proj}"], ["@stage:3..4"]]
+    )
+    """Patterns of the layers that get an adapter: linear layers, and convolutions that are not grouped, of
+    the backbone. Others that a pattern matches are left out, and `explain` counts them."""
+    rank: Annotated[int, Field(ge=1, le=4096)] = Field(default=8, examples=[8])
+    """Rows of A and columns of B: an adapter has this many times the inputs and outputs of its layer as
+    parameters."""
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = Field(default=16.0, examples=[16.0])
+    """What the adapter adds is multiplied by `alpha / rank`, so that another rank asks for no other rate."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, examples=[0.1])
+    """Dropout probability in front of A, while the adapter trains."""
+
+
 class BackboneTable(Table):
     """Keys that every backbone takes."""
 
@@ -248,6 +271,10 @@ class BackboneTable(Table):
     args: Arguments = Field(default={}, examples=[{"drop_path_rate": 0.1}])
     """Further arguments of the network's constructor, under the library's own names: numbers, texts, `true`
     and `false`, or lists of them. They are checked against what the constructor takes."""
+    adapter: LoraAdapter | None = Field(
+        default=None, examples=[{"name": "lora", "match": ["blocks.*.attn.{qkv,proj}"], "rank": 8}]
+    )
+    """Small matrices that train instead of some of the backbone's layers. They are `@adapter` in patterns."""
 
 
 class LibraryBackbone(BackboneTable):

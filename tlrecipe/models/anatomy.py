@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
+from tlrecipe.models.adapters import is_adapter
 from tlrecipe.planning.facts import ModuleFact, ParamFact
 
 # Stages and layers of networks whose library groups no parameters: all of torchvision, some of timm.
@@ -95,15 +96,20 @@ def param_facts(
     """One fact per parameter, in the order of ``named_parameters()``; tied ones once, with their aliases.
 
     ``stages`` and ``depths`` number every backbone parameter by its first name; gaps are closed, and the
-    modules named in ``heads`` get the number after the last.
+    modules named in ``heads`` get the number after the last. An adapter has the numbers of its layer.
     """
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(name)
     inside = tuple(f"{head}." for head in heads)
-    backbone = [names[0] for names in names_of.values() if not names[0].startswith(inside)]
-    stage_of, depth_of = (_consecutive({name: part[name] for name in backbone}) for part in (stages, depths))
     modules = dict(model.named_modules(remove_duplicate=False))
+    numbered = {names[0]: names[0] for names in names_of.values() if not names[0].startswith(inside)}
+    for name in numbered:
+        if is_adapter(modules[name.rpartition(".")[0]], name):
+            numbered[name] = f"{name.rpartition('.')[0]}.weight"
+    stage_of, depth_of = (
+        _consecutive({name: part[by] for name, by in numbered.items()}) for part in (stages, depths)
+    )
     facts = []
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
@@ -116,6 +122,7 @@ def param_facts(
                 norm=is_norm(modules[owner]),
                 bias=leaf.endswith("bias") and parameter.ndim <= 1,
                 head=head,
+                adapter=is_adapter(modules[owner], name),
                 stage=_after(stage_of) if head else stage_of[name],
                 depth=_after(depth_of) if head else depth_of[name],
                 aliases=tuple(names_of[id(parameter)][1:]),

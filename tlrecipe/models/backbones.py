@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import BackboneSpec, BundleBackbone, HeadSpec, LibraryBackbone
-from tlrecipe.models import weights
+from tlrecipe.models import adapters, weights
 from tlrecipe.models.anatomy import module_facts, param_facts
 from tlrecipe.models.architecture import Architecture
 from tlrecipe.models.arguments import check_arguments, refused
@@ -84,9 +84,9 @@ def describe(spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None 
     ``size`` is the image size in pixels that the network is to be built for; where it differs from the
     weights' own, a forward pass without data proves it, and ``fixed_size`` of the table says if it fails.
     Raises TLR102, TLR112, TLR113, TLR114, TLR501 for published weights that do not exist, TLR503 where
-    ``args`` make another network than theirs, and TLR504.
+    ``args`` make another network than theirs, TLR504, and for adapters TLR104 and TLR115.
     """
-    return _describe(_resolve(spec), spec, head, classes, size)
+    return _outlined(_resolve(spec), spec, head, classes, size)[1]
 
 
 def build(spec: BackboneSpec, head: HeadSpec, classes: int, seed: int, size: int | None = None) -> Backbone:
@@ -94,11 +94,12 @@ def build(spec: BackboneSpec, head: HeadSpec, classes: int, seed: int, size: int
 
     All of the weights but the head come from where ``spec.weights`` says. The head is always new, even
     where the file has one of the same shape: it is a function of the architecture, the classes, the
-    image size it is built for, and ``seed``. With ``"none"`` all weights are. The global random state is
-    left as it was. Raises what :func:`describe` raises, and TLR501, TLR502, TLR503, TLR901.
+    image size it is built for, and ``seed``. With ``"none"`` all weights are. An adapter is a function of
+    its layer's name and shape and of ``seed``. The global random state is left as it was. Raises what
+    :func:`describe` raises, and TLR501, TLR502, TLR503, TLR901.
     """
     architecture = _resolve(spec)
-    table = _describe(architecture, spec, head, classes, size)
+    _, table = _outlined(architecture, spec, head, classes, size)
     if table.fixed_size:
         raise TlrecipeError.of(
             "TLR113",
@@ -123,6 +124,8 @@ def build(spec: BackboneSpec, head: HeadSpec, classes: int, seed: int, size: int
         for name in heads:
             for parameter in model.get_submodule(name).parameters():
                 nn.init.zeros_(parameter)
+    if spec.adapter is not None:
+        adapters.attach(model, table.adapted, spec.adapter, seed)
     config = architecture.hub_config(model, classes, size)
     config["tlrecipe"] = {
         "source": architecture.library,
@@ -149,13 +152,7 @@ def outline(spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None =
 
     Raises what :func:`describe` raises.
     """
-    architecture = _resolve(spec)
-    size = _other_size(architecture, size)
-    return (
-        _empty(architecture.name, lambda: architecture.construct(classes, head.dropout, size))
-        .to("meta")
-        .eval()
-    )
+    return _outlined(_resolve(spec), spec, head, classes, size)[0].to("meta").eval()
 
 
 def rebuild(config: Mapping[str, Any], classes: int) -> nn.Module:
@@ -226,9 +223,10 @@ def _other_size(architecture: Architecture, size: int | None) -> int | None:
     return None if size == architecture.preprocessing.size else size
 
 
-def _describe(
+def _outlined(
     architecture: Architecture, spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None
-) -> ParamTable:
+) -> tuple[nn.Module, ParamTable]:
+    """The empty network, and its parameter table."""
     kind = _kind(spec)
     size = _other_size(architecture, size)
     if spec.args:
@@ -237,9 +235,9 @@ def _describe(
     fixed = size is not None and model is None
     if model is None:
         model = _empty(architecture.name, lambda: architecture.construct(classes, head.dropout, None))
-    heads = architecture.heads(model)
-    return ParamTable(
-        params=param_facts(model, heads, *architecture.layers(model)),
+    heads, layers = architecture.heads(model), architecture.layers(model)
+    table = ParamTable(
+        params=param_facts(model, heads, *layers),
         modules=module_facts(model),
         preprocessing=architecture.preprocessing,
         pretrained=kind != "none",
@@ -250,6 +248,15 @@ def _describe(
         license=None if kind in ("none", "path") else architecture.license,
         architecture=architecture.name,
     )
+    if spec.adapter is None:
+        return model, table
+    model = model.to("meta")
+    pixels = size if size is not None and not fixed else architecture.preprocessing.size
+    matches = adapters.matches(model, table, spec.adapter, pixels)
+    table = replace(table, adapters=matches)
+    adapters.attach(model, table.adapted, spec.adapter, seed=0)
+    params, modules = param_facts(model, heads, *layers), module_facts(model)
+    return model, replace(table, params=params, modules=modules)
 
 
 def _check_arguments(architecture: Architecture, kind: str, classes: int, size: int | None) -> None:

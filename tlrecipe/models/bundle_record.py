@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tlrecipe import files
 from tlrecipe.language.diagnostics import TlrecipeError
-from tlrecipe.language.spec import Arguments, DataSpec, HeadSpec
+from tlrecipe.language.spec import Arguments, DataSpec, HeadSpec, LoraAdapter
 from tlrecipe.planning.facts import CropMode, Preprocessing
 
 WEIGHTS, BUNDLE = "model.safetensors", "bundle.json"
@@ -92,6 +92,8 @@ class Bundle(_Record):
     backbone: BackboneRecord
     heads: Annotated[tuple[Text, ...], Field(min_length=1)]
     """Dotted names of the layers that give the class scores."""
+    adapter: LoraAdapter | None = None
+    """What trained beside some of the layers, and is part of their weights now."""
     averaged: bool
     """Whether the weights are an exponential moving average."""
     precision: Literal["fp32", "bf16"]

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from tlrecipe.models.adapters import Adapted
 from tlrecipe.models.anatomy import draw_rate
 
 # Functions of torch that draw random numbers when they are asked to train.
@@ -174,6 +175,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name not in self._open:
+            return True
+        if isinstance(m, Adapted):
             return True
         primitive = type(m).__module__.startswith("torch.nn.") and not isinstance(
             m, (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -21,7 +21,7 @@ from tlrecipe import files
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import BackboneSpec, BundleBackbone, HeadSpec
 from tlrecipe.models.bundle_record import BUNDLE, backbone_bundle
-from tlrecipe.planning.facts import ModuleFact, ParamFact, ParamTable, Preprocessing
+from tlrecipe.planning.facts import AdapterMatch, ModuleFact, ParamFact, ParamTable, Preprocessing
 
 FORMAT = 3
 """Raised whenever the same network would give another table: tables of other formats are made anew."""
@@ -70,6 +70,7 @@ def from_json(text: str) -> ParamTable:
     values: dict[str, Any] = json.loads(text)
     values["params"] = tuple(ParamFact(**_with_tuples(param)) for param in values["params"])
     values["modules"] = tuple(ModuleFact(**_with_tuples(module)) for module in values["modules"])
+    values["adapters"] = tuple(AdapterMatch(**_with_tuples(match)) for match in values["adapters"])
     values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
     return ParamTable(**values)
 
@@ -83,6 +84,7 @@ def _key(spec: BackboneSpec, head: HeadSpec, classes: int, size: int | None) -> 
         "format": FORMAT,
         "backbone": _identity(spec),
         "args": spec.args,
+        "adapter": None if spec.adapter is None else spec.adapter.model_dump(),
         # Not part of the table, but what is wrong with it has to be said each time.
         "pinned": spec.sha256 is not None,
         "head": head.model_dump(),

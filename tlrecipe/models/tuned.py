@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tlrecipe.models.adapters import UP, LoraConv2d
 from tlrecipe.models.fast import after_norm
 from tlrecipe.models.observed import copied, follows, run, same
 
@@ -104,7 +105,9 @@ def _folded(conv: Any, norm: Any) -> dict[nn.Module, Callable[..., Tensor]]:
         bias = bias * scale if norm.bias is None else bias * scale + norm.bias
         own = dict(conv._parameters)
         # The class's own forward may pad or do more than convolve: it runs with other weights.
-        conv._parameters.update(weight=conv.weight * scale.view(-1, 1, 1, 1), bias=bias)
+        of_outputs = ("weight", UP) if isinstance(conv, LoraConv2d) else ("weight",)
+        scaled = {name: own[name] * scale.view(-1, 1, 1, 1) for name in of_outputs}
+        conv._parameters.update(scaled, bias=bias)
         try:
             return torch.as_tensor(original(conv, images))
         finally:

@@ -59,6 +59,7 @@ class _Compiler:
         self.match = Matcher(table)
         self.found: list[Diagnostic] = []
         self.all = frozenset(param.name for param in table)
+        self.adapters = frozenset(param.name for param in table if param.adapter)
 
     def error(
         self,
@@ -71,8 +72,10 @@ class _Compiler:
     ) -> None:
         self.found.append(Diagnostic(code, message, path, help, tuple(labels), label))
 
-    def warn(self, code: str, message: str, path: Path, labels: Iterable[Label] = ()) -> None:
-        self.found.append(Diagnostic(code, message, path, labels=tuple(labels), severity="warning"))
+    def warn(
+        self, code: str, message: str, path: Path, labels: Iterable[Label] = (), help: str | None = None
+    ) -> None:
+        self.found.append(Diagnostic(code, message, path, help, tuple(labels), severity="warning"))
 
     # ------------------------------------------------------------------ whole recipe
 
@@ -81,6 +84,7 @@ class _Compiler:
         groups = recipe.group or (GroupSpec(name="all", match=("**",)),)
         partition, group_matches = self._partition(groups)
         no_decay = self._no_decay(recipe.optimizer.no_decay, ("optimizer", "no_decay"), recipe)
+        self._check_adapter_layers()
         phases: list[PhasePlan | None] = []
         ever_trained: frozenset[str] = frozenset()
         for index, phase in enumerate(recipe.phase):
@@ -88,8 +92,16 @@ class _Compiler:
             if freeze.resolved:
                 self._check_freeze(freeze, phase, index, ever_trained)
                 self._check_start(phase, index, ever_trained)
+                self._check_adapters(phase, index, freeze.trainable)
             ever_trained |= freeze.trainable
             phases.append(self._phase(phase, index, freeze, partition, group_matches, no_decay))
+        if self.adapters and not self.adapters & ever_trained:
+            self.warn(
+                "TLR138",
+                "no phase trains the adapter",
+                ("backbone", "adapter"),
+                help="`@adapter` and patterns of its layers freeze it; `@backbone` does not",
+            )
         if recipe.final_weights == "best" and not self.info.counts.get("val"):
             self.error(
                 "TLR127",
@@ -317,6 +329,60 @@ class _Compiler:
                 'backbone.weights is "none": freeze nothing, or start from pretrained weights',
                 [Label(("backbone", "weights"), "random weights")],
                 "frozen here",
+            )
+
+    # ------------------------------------------------------------------ adapters
+
+    def _check_adapter_layers(self) -> None:
+        if self.adapters and not self.table.pretrained:
+            self.error(
+                "TLR115",
+                "an adapter changes pretrained weights a little, and these are random",
+                ("backbone", "adapter"),
+                "remove `adapter`, or start from pretrained weights",
+                [Label(("backbone", "weights"), "random weights")],
+            )
+        sizes: dict[str, int] = {}
+        for param in self.table:
+            if param.adapter:
+                sizes[param.module] = sizes.get(param.module, 0) + param.numel
+        large = [name for name, size in sizes.items() if size >= self.table.by_name[f"{name}.weight"].numel]
+        if large:
+            more = f" (and {len(large) - 1} more)" if len(large) > 1 else ""
+            self.warn(
+                "TLR138",
+                f"the adapter of `{large[0]}`{more} has as many parameters as the layer itself",
+                ("backbone", "adapter"),
+                help="lower `rank`, or leave the layer out and let it train",
+            )
+
+    def _check_adapters(self, phase: PhaseSpec, index: int, trainable: frozenset[str]) -> None:
+        """What does not go together with adapters that train in a phase."""
+        training = self.adapters & trainable
+        if not training:
+            return
+        for key, instead in (
+            ("l2_sp", "weight decay pulls an adapter towards zero, which is the pretrained network"),
+            ("wise_ft", "lower `alpha`, or freeze the adapter in this phase"),
+        ):
+            if getattr(phase, key) is not None:
+                self.error(
+                    "TLR137",
+                    f"`{key}` of phase `{phase.name}` holds on to weights, and adapters train the factors of"
+                    " their change",
+                    ("phase", index, key),
+                    f"remove it: {instead}",
+                )
+        layers = dict.fromkeys(self.table.by_name[name].module for name in self._ordered(training))
+        twice = [name for name in layers if f"{name}.weight" in trainable]
+        if twice:
+            more = f" (and {len(twice) - 1} more)" if len(twice) > 1 else ""
+            self.warn(
+                "TLR138",
+                f"phase `{phase.name}` trains the weight of `{twice[0]}`{more} and its adapter, which can"
+                " learn nothing that the weight cannot",
+                ("phase", index, "freeze"),
+                help='add "@backbone" or "@adapter" to `freeze`',
             )
 
     # ------------------------------------------------------------------ one phase

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,12 +83,32 @@ def explain(plan: Plan, table: ParamTable, prefixes: Sequence[PrefixFacts] = ())
         "parameters": sum(sizes.values()),
         "groups": {name: sum(sizes[p] for p in names) for name, names in plan.group_params.items()},
         "patterns": [asdict(m) for m in plan.phases[0].matches if m.where not in ("freeze", "thaw")],
+        "adapter": _adapter(table),
         "tied": {param.name: list(param.aliases) for param in table if param.aliases},
         "final_weights": plan.final_weights,
         "architecture": table.architecture,
         "pretrained": table.pretrained,
         "license": table.license,
         "phases": phases,
+    }
+
+
+def _adapter(table: ParamTable) -> dict[str, Any] | None:
+    """What the patterns of the adapter became, and its size; None without an adapter."""
+    if not table.adapters:
+        return None
+    params = [param for param in table if param.adapter]
+    return {
+        "layers": len(table.adapted),
+        "parameters": sum(param.numel for param in params),
+        "patterns": [
+            {
+                "pattern": match.pattern,
+                "layers": list(match.layers),
+                "left_out": dict(Counter(match.left_out)),
+            }
+            for match in table.adapters
+        ],
     }
 
 
@@ -149,6 +170,9 @@ def explain_text(facts: Mapping[str, Any], title: str = "") -> str:
     groups = ", ".join(f"{name} {_count(size)}" for name, size in facts["groups"].items())
     lines.append(f"{_count(facts['parameters'])} parameters: {groups}")
     lines.append(f"backbone: {facts['architecture']}, {_weights(facts)}")
+    if (adapter := facts["adapter"]) is not None:
+        lines.append(f"adapter: {_count(adapter['parameters'])} parameters on {adapter['layers']} layers")
+        lines += [_adapter_pattern(match) for match in adapter["patterns"]]
     for name, aliases in facts["tied"].items():
         lines.append(f"tied: {name} = {', '.join(aliases)}")
     lines += [_pattern(match) for match in facts["patterns"]]
@@ -223,6 +247,14 @@ def _pattern(match: Mapping[str, Any]) -> str:
     span = match["first"] if match["taken"] == 1 else f"{match['first']} … {match['last']}"
     of = match["taken"] if match["taken"] == match["matched"] else f"{match['taken']} of {match['matched']}"
     return f"  {match['where']} `{match['pattern']}`: {of}, {span}"
+
+
+def _adapter_pattern(match: Mapping[str, Any]) -> str:
+    layers = match["layers"]
+    span = layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]}"
+    left_out = ", ".join(f"{count} × {what}" for what, count in match["left_out"].items())
+    without = f"; left out: {left_out}" if left_out else ""
+    return f"  backbone.adapter.match `{match['pattern']}`: {len(layers)}, {span}{without}"
 
 
 def _once(once: Mapping[str, Any]) -> str:

@@ -23,6 +23,8 @@ class ParamFact:
     """Is a bias (of any layer, norm layers included)."""
     head: bool = False
     """Belongs to the new classifier."""
+    adapter: bool = False
+    """Belongs to an adapter of the layer :attr:`module`."""
     stage: int = 0
     """The architecture's own coarse stage, 0 is the stem. The head has the highest number."""
     depth: int = 0
@@ -54,6 +56,17 @@ class ModuleFact:
 
 CropMode = Literal["center", "squash", "border"]
 """How an image that is not square becomes square, in timm's words; see :class:`Preprocessing`."""
+
+
+@dataclass(frozen=True)
+class AdapterMatch:
+    """What one pattern of ``[backbone] adapter`` became."""
+
+    pattern: str
+    layers: tuple[str, ...]
+    """Layers that have an adapter and that the pattern matches, in the network's order."""
+    left_out: tuple[str, ...]
+    """What each layer is that the pattern matches and that takes none."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,8 @@ class ParamTable:
     """Licence of the weights, where known."""
     architecture: str = "the backbone"
     """What the library calls the network."""
+    adapters: tuple[AdapterMatch, ...] = ()
+    """What the patterns of the adapter became; none without an adapter."""
 
     @cached_property
     def by_name(self) -> dict[str, ParamFact]:
@@ -138,6 +153,11 @@ class ParamTable:
         for param in self.params:
             names.update(dict.fromkeys(param.aliases, param))
         return names
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The layers that have an adapter, each once."""
+        return tuple(dict.fromkeys(layer for match in self.adapters for layer in match.layers))
 
     def __iter__(self) -> Iterator[ParamFact]:
         return iter(self.params)

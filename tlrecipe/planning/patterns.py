@@ -46,6 +46,9 @@ class Matcher:
                     path,
                     f"this backbone has the stages 0 to {last}; see `tlrecipe params`",
                 )
+            if parsed.kind == "adapter":
+                cure = 'give the backbone one: adapter = { name = "lora", match = […] } of [backbone]'
+                return Diagnostic("TLR104", message, path, cure)
             return Diagnostic("TLR104", message, path, f"this backbone has no {parsed.kind} parameters")
         hint = did_you_mean(pattern.removesuffix(".**").removesuffix(".*"), _places(self._table))
         return Diagnostic(
@@ -58,7 +61,9 @@ def _selects(selector: Selector, param: ParamFact) -> bool:
         case "head":
             return param.head
         case "backbone":
-            return not param.head
+            return not param.head and not param.adapter
+        case "adapter":
+            return param.adapter
         case "norm":
             return param.norm
         case "bias":

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from tlrecipe.data.pixels import Pixels
 from tlrecipe.files import size_text
 from tlrecipe.language.spec import Augment
+from tlrecipe.models.adapters import merged_state
 from tlrecipe.models.fast import (
     CLEARLY_FASTER,
     DTYPES,
@@ -161,9 +162,9 @@ class Addresses:
 
 
 def prefix_digest(parts: Split) -> str:
-    """SHA-256 of the weights and buffers of a prefix, as they are now."""
+    """SHA-256 of the weights, adapters merged, and buffers of a prefix, as they are now."""
     assert parts.prefix is not None
-    return freezing.digest(sorted(parts.prefix.state_dict().items()))
+    return freezing.digest(sorted(merged_state(parts.prefix).items()))
 
 
 def outlives(plan: Plan, phase: PhasePlan, other: PhasePlan, parts: Split) -> bool:
