@@ -35,7 +35,7 @@ _READ_SPEED = 2e9
 # Images per pass through a prefix that are tried on a CPU. Small batches stay in its cache.
 _CHUNKS = (8, 16, 32)
 _GPU_CHUNK = 256
-# Images of the step that is timed.
+# Images of the step that is timed, or those of a batch where they are fewer.
 _STEP = 8
 
 
@@ -63,7 +63,7 @@ class Choice(restore.Exact):
     prefix_seconds: float = 0.0
     """Measured seconds of the fast prefix per image; 0 where nothing had to be measured."""
     step_seconds: float = 0.0
-    """Measured seconds of a training step per image, without the prefix; 0 likewise."""
+    """Measured seconds of a training step per image, without the prefix where there is one; 0 likewise."""
     tuned: bool = False
     """Train by :class:`~tlrecipe.models.tuned.TunedSteps`."""
     autocast: bool = False
@@ -158,6 +158,23 @@ def outlives(plan: Plan, phase: PhasePlan, other: PhasePlan, parts: Split) -> bo
     return not any(names & (each.trainable | each.moving_buffers) for each in between)
 
 
+def passed_before(
+    plan: Plan, phase: PhasePlan, parts: Split, choice: Choice, choices: Sequence[Choice]
+) -> bool:
+    """Whether an earlier phase computes what ``phase`` would store by ``choice`` in the same pass.
+
+    ``parts`` is the network in this phase; ``choices`` are those of the phases before it, at least.
+    """
+    return any(
+        choices[earlier.index].mode == "store"
+        and choices[earlier.index].precision == choice.precision
+        and choices[earlier.index].views >= choice.views
+        and earlier.augment.views == phase.augment.views
+        and outlives(plan, earlier, phase, parts)
+        for earlier in plan.phases[: phase.index]
+    )
+
+
 # --------------------------------------------------------------------------- the choice
 
 
@@ -215,11 +232,13 @@ class _Chooser:
         # On CPUs the backward of depthwise convolutions is slower in bfloat16 than what the rest gains.
         autocast = device.type == "cuda" and plan.precision != "fp32" and torch.cuda.is_bf16_supported()
         if plan.features == "off":
-            return Choice("plain", 'compute.features = "off"', autocast=autocast)
+            seconds = _step_seconds(parts, phase, len(plan.classes), device, whole=True)
+            return Choice("plain", 'compute.features = "off"', step_seconds=seconds, autocast=autocast)
         # Known to help on CPUs; it rounds differently, which strict numbers rule out.
         tuned = device.type == "cpu" and plan.precision != "fp32"
         if parts.prefix is None:
-            return Choice("plain", parts.note, tuned=tuned, autocast=autocast)
+            seconds = _step_seconds(parts, phase, len(plan.classes), device)
+            return Choice("plain", parts.note, step_seconds=seconds, tuned=tuned, autocast=autocast)
         precision, why = self._precision(parts.prefix)
         choice = Choice(
             "store",
@@ -257,18 +276,6 @@ class _Chooser:
             for view in range(views)
         )
 
-    def _passed(self, choice: Choice) -> bool:
-        """Whether an earlier phase computes what this one would store in the same pass."""
-        parts = self.splits[self.phase.index]
-        return any(
-            before.mode == "store"
-            and before.precision == choice.precision
-            and before.views >= choice.views
-            and self.plan.phases[index].augment.views == self.phase.augment.views
-            and outlives(self.plan, self.plan.phases[index], self.phase, parts)
-            for index, before in enumerate(self.earlier)
-        )
-
     def _store_or_not(self, choice: Choice) -> tuple[Mode, str]:
         """The cost model: seconds saved by reading features instead of computing them, against bytes."""
         plan, phase, views = self.plan, self.phase, choice.views
@@ -288,7 +295,7 @@ class _Chooser:
         read = choice.feature_bytes / _READ_SPEED
         whole = (choice.prefix_seconds + choice.step_seconds) * passes
         saved = max(0.0, choice.prefix_seconds - read) * passes
-        if self._passed(choice):
+        if passed_before(plan, phase, self.splits[phase.index], choice, self.earlier):
             if saved < _WORTHWHILE * whole:
                 return "recompute", self._too_little(choice, where)
             return "store", f"{where} come from the pass of an earlier phase, and replace {passes} passes"
@@ -359,19 +366,31 @@ def _node_names(parts: Split) -> frozenset[str]:
     return frozenset(node.name for node in graph.nodes if node.op not in ("placeholder", "output"))
 
 
-def _step_seconds(parts: Split, phase: PhasePlan, classes: int, device: torch.device) -> float:
-    """Seconds per image of one forward and backward pass of what trains, which leaves no trace in it."""
+def _step_seconds(
+    parts: Split, phase: PhasePlan, classes: int, device: torch.device, *, whole: bool = False
+) -> float:
+    """Seconds per image of one forward and backward pass of what trains, which leaves no trace in it.
+
+    With ``whole``, of one that begins with the images although there is a prefix.
+    """
     suffix = parts.suffix
-    with torch.no_grad():
-        assert parts.prefix is not None
-        features = [part.clone() for part in parts.prefix(_sample(phase, device, _STEP))]
-    labels = torch.arange(_STEP, device=device) % classes
+    count = min(_STEP, max(2, phase.batch_size))
+    images = _sample(phase, device, count)
+
+    def inputs() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (images,) if parts.prefix is None else parts.prefix(images)
+
+    features = inputs()
+    labels = torch.arange(count, device=device) % classes
     buffers = {name: buffer.clone() for name, buffer in suffix.named_buffers()}
     best = float("inf")
     with torch.random.fork_rng(devices=[]):
         for _ in range(2):
             synchronize(device)
             start = time.perf_counter()
+            if whole:
+                features = inputs()
             loss = nn.functional.cross_entropy(suffix(*(part.clone() for part in features)), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             synchronize(device)
@@ -381,4 +400,4 @@ def _step_seconds(parts: Split, phase: PhasePlan, classes: int, device: torch.de
             buffer.copy_(buffers[name])
     for parameter in suffix.parameters():
         parameter.grad = None
-    return best / _STEP
+    return best / count
