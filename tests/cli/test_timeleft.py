@@ -111,6 +111,26 @@ def test_a_machine_that_is_slowed_down_is_followed() -> None:
     assert max(list(run.errors)[220:]) < 0.1
 
 
+def test_a_process_that_slept_goes_on_at_its_pace() -> None:
+    run = Simulated()
+    run("outlook", work=[work("step", "one", 100, 1.0)])
+    run("phase", name="one")
+    for step in range(1, 101):
+        run.now += 600.0 if step == 50 else 1.0
+        run("step", phase="one", step=step)
+    assert max(list(run.errors)[52:]) < 0.3, "after the pause, of which nobody could know"
+
+
+def test_a_pace_that_changes_for_good_is_found_however_much_it_changes() -> None:
+    run = Simulated()
+    run("outlook", work=[work("step", "one", 200, 0.1)])
+    run("phase", name="one")
+    for step in range(1, 201):
+        run.now += 0.1 if step <= 50 else 10.0
+        run("step", phase="one", step=step)
+    assert max(list(run.errors)[100:]) < 0.1
+
+
 def test_features_that_are_found_take_no_time() -> None:
     run = Simulated()
     run("outlook", work=[work("features", "one", 1000, 0.5), work("step", "one", 20, 1.0)])

@@ -11,6 +11,8 @@ from typing import Any
 _MEMORY = 60.0
 # What was seen for fewer seconds says less than what was foreseen.
 _ENOUGH = 0.2
+# More than this times the usual, and the process was asleep; at this, a pace still follows a real change.
+_ASLEEP = 10.0
 
 _Key = tuple[str, str | None]
 
@@ -23,6 +25,8 @@ class _Pace:
     seconds: float = 0.0
 
     def add(self, units: int, seconds: float) -> None:
+        if units and self.each is not None:
+            seconds = min(seconds, _ASLEEP * units * self.each)
         kept = math.exp(-seconds / _MEMORY)
         self.units = self.units * kept + units
         self.seconds = self.seconds * kept + seconds
