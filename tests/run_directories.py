@@ -15,6 +15,7 @@ from PIL import Image
 from tlrecipe.artifacts.predictions import write_evaluated
 from tlrecipe.artifacts.report.findings import Predictions
 from tlrecipe.artifacts.report.thumbnails import THUMBNAILS, data_url, shown
+from tlrecipe.data.card import DataCard, Duplicates, SplitCard
 from tlrecipe.training.evaluate import Evaluation
 
 DIGEST = "3f" * 32
@@ -31,6 +32,33 @@ def predictions(classes: Sequence[str], images: int, *, right: float = 0.8, seed
     return Predictions(tuple(classes), files, labels, predicted, probability)
 
 
+def card_of(classes: Sequence[str], **found: Any) -> DataCard:
+    """The card of odd data: uneven classes, several formats, files left out, images in two splits."""
+    counts = {name: 3 + 2 * number for number, name in enumerate(classes)}
+    odd = tuple((f"{name}/broken.png", f"{name} is no image") for name in classes[:12])
+    part = SplitCard(
+        images=sum(counts.values()),
+        by_class=counts,
+        formats={"JPEG": 70, "PNG": 20},
+        traits={"grey": 4, "turned by EXIF": 2},
+        smallest=(20, 30),
+        median=(500, 375),
+        largest=(4000, 3000),
+        bad=odd,
+        changed=(f"{classes[0]}/new.png",),
+    )
+    pair = (f"{classes[0]}/1.png", f"{classes[0]}/2.png")
+    values: dict[str, Any] = {
+        "origin": "pictures",
+        "classes": tuple(classes),
+        "imbalance": max(counts.values()) / min(counts.values()),
+        "splits": dict.fromkeys(("train", "val", "test"), part),
+        "duplicates": (Duplicates("test", "train", 3, (pair,)),),
+        "ignored": {"hidden": 2},
+    }
+    return DataCard(**values | found)
+
+
 def write_run(
     folder: Path,
     found: Predictions | None,
@@ -42,6 +70,7 @@ def write_run(
     val: bool = True,
     done: bool = True,
     images: bool = True,
+    card: DataCard | None = None,
 ) -> Path:
     """A run of two phases: the head, then all of it. ``found`` None means that there is no test split."""
     classes = classes if found is None else found.classes
@@ -59,6 +88,7 @@ def write_run(
         "final_weights": "last",
     }
     _write(folder / "plan.json", plan)
+    _write(folder / "data.json", (card or card_of(classes)).as_dict())
     _write(folder / "environment.json", {"python": "3.13", "packages": {"tlrecipe": "1", "timm": None}})
     (folder / "recipe.resolved.toml").write_text(
         _RECIPE.format(name=json.dumps(name), lr=lr), encoding="utf-8"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from test_report_page import HOSTILE, Page
 
 from tlrecipe.artifacts.report.comparison import ABSENT, compare, comparison_page
 from tlrecipe.artifacts.report.record import read_record
+from tlrecipe.artifacts.report.text import percent
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -79,13 +81,31 @@ def test_the_page_holds_all_runs_unfinished_ones_too(first: Path, tmp_path: Path
     assert "The recipes do not differ." in page.text
 
 
+def test_the_page_has_all_metrics_of_all_runs(first: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", predictions([*CLASSES, "fox", "elk", "emu"], 300))
+    unfinished = write_run(tmp_path / "unfinished", predictions(CLASSES, 300), done=False)
+    records = [read_record(path) for path in (first, other, unfinished)]
+    page = Page(comparison_page(compare(records)))
+    evaluations = [record.evaluation for record in records]
+    assert evaluations[0] is not None
+    low, high = evaluations[0].intervals["balanced_accuracy"]
+    shown = f"{percent(evaluations[0].metrics['balanced_accuracy'])}{percent(low)} to {percent(high)}"
+    row = re.search(r"Balanced accuracy(.*?)Macro F1", "".join(page.words).replace("\n", ""))
+    assert row is not None
+    assert shown in row[1]
+    assert row[1].rstrip().endswith(ABSENT), "the run that did not finish"
+    assert re.search(rf"Top-5 accuracy\D+{ABSENT}\s+\d", page.text), "three classes have no top five"
+
+
 def test_hostile_names_are_text_in_the_page(tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / "a<img src=x>", predictions(HOSTILE, 50), name=HOSTILE[0]),
         write_run(tmp_path / "b", predictions(HOSTILE, 50), name="كلب"),
+        write_run(tmp_path / "c", predictions(HOSTILE, 50), name=HOSTILE[3]),
     ]
     page = Page(comparison_page(compare([read_record(run) for run in runs])))
     assert HOSTILE[0] in page.text
+    assert "a\\u202eb\\n" in page.text
     assert not list(page.named("img"))
 
 

@@ -89,8 +89,8 @@ def test_a_page_asks_for_nothing_complains_of_nothing_and_fits_every_width(
 
 def test_a_heading_sorts_and_sorts_back(browser: Browser, pages: dict[str, Path]) -> None:
     watched = Watched(browser, pages["many"])
-    table = watched.page.locator("table.sortable")
-    column = "[...document.querySelectorAll('table.sortable tbody tr')].map(row => {})"
+    table = watched.page.locator("#classes table")
+    column = "[...document.querySelectorAll('#classes tbody tr')].map(row => {})"
     recall = column.format("Number(row.cells[2].dataset.value)")
     assert watched.page.evaluate(recall) == sorted(watched.page.evaluate(recall))
     head = table.get_by_role("button", name="Recall")
@@ -101,6 +101,11 @@ def test_a_heading_sorts_and_sorts_back(browser: Browser, pages: dict[str, Path]
     names = watched.page.evaluate(column.format("row.cells[0].textContent.trim()"))
     assert names == [f"class {number}" for number in range(300)]
     assert table.locator("th[aria-sort]").count() == 1
+    # Another table of the page is left as it is, and sorts by itself.
+    counts = "[...document.querySelectorAll('#data tbody tr')].map(row => Number(row.cells[1].dataset.value))"
+    assert watched.page.evaluate(counts) == [3 + 2 * number for number in range(300)]
+    watched.page.locator("#data table").get_by_role("button", name="Training").click()
+    assert watched.page.evaluate(counts) == [3 + 2 * number for number in reversed(range(300))]
     watched.close()
 
 
@@ -135,7 +140,7 @@ def test_the_page_can_be_walked_by_keyboard(browser: Browser, pages: dict[str, P
 
 def test_names_are_shown_as_they_are(browser: Browser, pages: dict[str, Path]) -> None:
     watched = Watched(browser, pages["hostile"])
-    shown = watched.page.locator("table.sortable tbody th").all_inner_texts()
+    shown = watched.page.locator("#classes tbody th").all_inner_texts()
     assert {HOSTILE[0], HOSTILE[1], HOSTILE[4]} <= set(shown)
     assert watched.page.locator("img").count() == watched.page.locator("img[src^='data:image/png']").count()
     watched.close()

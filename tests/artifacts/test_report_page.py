@@ -12,11 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from run_directories import DIGEST, predictions, write_run
+from run_directories import DIGEST, card_of, predictions, write_run
 
 from tlrecipe.artifacts.report import shapes
 from tlrecipe.artifacts.report.page import report_page
-from tlrecipe.artifacts.report.record import EVALUATION, PREDICTIONS, read_record
+from tlrecipe.artifacts.report.record import DATA, EVALUATION, PREDICTIONS, read_record
 from tlrecipe.artifacts.report.thumbnails import THUMBNAILS
 from tlrecipe.language.diagnostics import TlrecipeError
 
@@ -112,6 +112,41 @@ def test_a_class_has_its_row(page: Page, run: Path) -> None:
     assert f"dog 100 {100 * recall:.1f} %" in page.text
 
 
+def test_the_card_of_the_data_is_told(page: Page) -> None:
+    text = page.text
+    sizes = "15, from 20 × 30 to 4000 × 3000, median 500 × 375; 70 JPEG, 20 PNG"
+    assert f"Training images {sizes} Converted or allowed for: 4 grey, 2 turned by EXIF" in text
+    assert f"Validation images {sizes}" in text
+    assert "the largest class has 2.3 times as many images to train on as the smallest" in text
+    assert "3 test images are among the training images too: what is measured on them says too much" in text
+    assert "too much cat/2.png = cat/1.png" in text
+    assert "Left out of training 3 files cat/broken.png: cat is no image dog/broken.png" in text
+    assert "1 file has other bytes than in an earlier run, such as cat/new.png" in text
+    assert "Passed over 2 hidden" in text
+    assert "Class Training Validation Test cat 3 3 3 dog 5 5 5 owl 7 7 7" in text
+
+
+def test_even_classes_need_no_table(tmp_path: Path) -> None:
+    part = replace(card_of(("cat", "dog")).splits["train"], by_class={"cat": 4, "dog": 4}, bad=(), changed=())
+    card = card_of(("cat", "dog"), splits={"train": part}, duplicates=(), ignored={})
+    text = page_of(write_run(tmp_path / "run", predictions(("cat", "dog"), 40), card=card)).text
+    assert "every class has 4 images to train on" in text
+    for odd in ("Images by class", "Left out", "In two splits", "Passed over", "Changed in"):
+        assert odd not in text
+
+
+def test_more_files_than_can_be_read_are_counted(tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(12)]
+    text = page_of(write_run(tmp_path / "run", predictions(names, 60))).text
+    assert "class 4/broken.png: class 4 is no image and 7 more" in text
+
+
+def test_a_run_without_a_card_says_what_its_plan_knows(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", predictions(("cat", "dog"), 40))
+    (run / DATA).unlink()
+    assert "Images 90 training, 10 validation, 40 test Classes 2: cat, dog" in page_of(run).text
+
+
 def test_shown_images_are_those_that_were_kept(page: Page, run: Path) -> None:
     kept = set(read_record(run).thumbnails.values())
     assert {image["src"] for image in page.named("img")} == kept
@@ -133,6 +168,7 @@ def test_a_thousand_classes_of_long_names_stay_small(tmp_path: Path) -> None:
     text = Page(html).text
     assert "The 20 classes of 1000 that are confused most with each other" in text
     assert re.search(r"The \d{3} classes with the lowest recall, of 1000", text)
+    assert re.search(r"The \d{3} classes with the fewest images to train on, of 1000", text)
 
 
 def test_a_thousand_classes_of_usual_names_are_all_in_the_table(tmp_path: Path) -> None:
@@ -307,6 +343,7 @@ def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
         ("environment.json", "3"),
         ("recipe.resolved.toml", "= 3"),
         (EVALUATION, '{"split": "test"}'),
+        (DATA, '{"imbalance": "much"}'),
         (PREDICTIONS, "file,label\nx,cat\n"),
         (PREDICTIONS, "file,label,predicted,probability\nx,lion,cat,1\n"),
         (THUMBNAILS, "{"),

@@ -78,6 +78,22 @@ def test_taking_the_marks_off_gives_the_hybrid_strategy(photos: Path, here: Path
     assert invoke("validate", "photos.toml").stdout.startswith("photos.toml: ok, 2 phases")
 
 
+def test_uneven_classes_can_be_made_to_count_the_same_by_taking_marks_off(here: Path) -> None:
+    write_images(here / "photos", 4, ("blue", "green"))
+    write_images(here / "photos" / "more", 12, ("red",))
+    (here / "photos" / "more" / "red").rename(here / "photos" / "red")
+    (here / "photos" / "more").rmdir()
+    said = invoke("new", "photos")
+    assert 'class_weights = "balanced"' in said.stdout
+    text = (here / "photos.toml").read_text()
+    assert load(here / "photos.toml").recipe.loss.class_weights is None
+    marked = '# [loss]\n# name = "cross_entropy"\n# class_weights = "balanced"\n'
+    assert text.count(marked) == 1
+    (here / "photos.toml").write_text(text.replace(marked, marked.replace("# ", "")))
+    assert load(here / "photos.toml").recipe.loss.class_weights == "balanced"
+    assert invoke("validate", "photos.toml").exit_code == 0
+
+
 @pytest.mark.parametrize("out", ["recipes/own.toml", "../photos-recipe.toml", "photos/own.toml"])
 def test_the_path_is_relative_to_the_recipe(
     photos: Path, here: Path, out: str, monkeypatch: pytest.MonkeyPatch

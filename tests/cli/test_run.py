@@ -85,7 +85,7 @@ def test_the_log_has_every_event_but_steps(finished: Finished) -> None:
     events = [
         json.loads(line)["event"] for line in (finished.directory / "log.jsonl").read_text().splitlines()
     ]
-    assert events == ["phase", "epoch", "epoch", "phase_end", "test"]
+    assert events == ["outlook", "phase", "epoch", "epoch", "phase_end", "test"]
 
 
 @pytest.mark.case("C07")

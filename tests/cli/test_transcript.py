@@ -30,7 +30,7 @@ ls first/model first/report.html
 tlrecipe predict first photos/test/red/0.png
 """
 
-_VARYING = re.compile(r"\d+\.\d+(e[+-]\d+)?|(?<=in epoch )\d+")
+_VARYING = re.compile(r"\d+\.\d+(e[+-]\d+)?|(?<=in epoch )\d+|\d+(:\d\d)+(?= left)")
 _REASON = re.compile(r"(frozen part: ).*")
 # How often progress is told depends on the clock.
 _PROGRESS = re.compile(r"^(?:decoding|features) .*\n", re.MULTILINE)

@@ -127,6 +127,7 @@ def test_mirroring_is_left_out_where_class_names_speak_against_it(names: str, fl
     ("changes", "words"),
     [
         ({"classes": {"cat": 300, "lynx": 40}}, "`cat` has 300 images and `lynx` 40"),
+        ({"classes": {"cat": 300, "lynx": 100}}, '`class_weights = "balanced"` in `[loss]`'),
         ({"classes": {"cat": 30, "lynx": 11}}, "`lynx` has only 11"),
         ({"counts": {"train": 1000}}, "no test split"),
         ({"typical": (800, 400)}, "the middle 50%"),

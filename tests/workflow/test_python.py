@@ -7,13 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from cli.project import CLASSES, write_images
 
 import tlrecipe
 
-CLASSES = ("blue", "green", "red")
 RECIPE = """\
 format = 1
 name = "tiny"
@@ -33,17 +31,6 @@ freeze = []
 epochs = 2
 lr = 1e-3
 """
-
-
-def write_images(folder: Path, count: int) -> None:
-    """Images that are mostly of their class's colour; no two files are the same."""
-    random = np.random.default_rng(len(folder.name))
-    for name in CLASSES:
-        (folder / name).mkdir(parents=True)
-        for index in range(count):
-            pixels = random.integers(0, 120, (20, 20, 3), dtype=np.uint8)
-            pixels[..., ("red", "green", "blue").index(name)] += 100
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
 
 
 class Events:
@@ -166,8 +153,8 @@ def test_a_run_tells_its_events_and_gives_its_result(finished: tlrecipe.Run, eve
     assert finished.metrics["test"]["count"] == 12
     assert finished.result == json.loads((finished.path / "result.json").read_text())
     assert tlrecipe.Run.load(finished.path) == finished
-    kinds = [kind for kind, _ in events.seen if kind not in ("data", "step", "features")]
-    assert kinds == ["phase", "epoch", "epoch", "phase_end", "test"]
+    kinds = [kind for kind, _ in events.seen if kind not in ("data", "step", "features", "evaluation")]
+    assert kinds == ["outlook", "phase", "epoch", "epoch", "phase_end", "test"]
     assert events.of("test")[0]["accuracy"] == finished.metrics["test"]["accuracy"]
 
 

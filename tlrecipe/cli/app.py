@@ -112,13 +112,15 @@ def resume(run_dir: Path, **options: Any) -> None:
 @click.argument("recipes", nargs=-1, required=True, type=_FILE, shell_complete=completion.recipes)
 @_SET
 @click.option("--data", "decode", is_flag=True, help="Open every image as well, and show the data's card.")
+@_PLAIN
+@_QUIET
 @click.option("--json", "as_json", is_flag=True, help="Print the cards of --data as one JSON object.")
 @reports
-def validate(recipes: tuple[Path, ...], overrides: tuple[str, ...], decode: bool, as_json: bool) -> None:
+def validate(recipes: tuple[Path, ...], overrides: tuple[str, ...], **options: Any) -> None:
     """Check recipes without training."""
     from tlrecipe.cli.validate import validate
 
-    validate(recipes, overrides, decode=decode, as_json=as_json)
+    validate(recipes, overrides, **options)
 
 
 @cli.command(epilog=_example("explain recipe.toml --memory"))
@@ -194,16 +196,18 @@ def new(data: Path | None, out: Path | None, **options: Any) -> None:
 @click.option("--data", type=_FILE, help="A folder or zip of images, a table, or a recipe.")
 @click.option("-o", "--output", "out", type=_FILE, help="CSV of each image's true and predicted class.")
 @_DEVICE
+@_PLAIN
+@_QUIET
 @_JSON
 @reports
-def evaluate(model: Path, data: Path | None, out: Path | None, device: str, as_json: bool) -> None:
+def evaluate(model: Path, data: Path | None, **options: Any) -> None:
     """Measure a trained model on labelled images.
 
     MODEL is a run directory or the model folder in one.
     """
     from tlrecipe.cli.evaluate import evaluate
 
-    evaluate(model, data, out=out, device=device, as_json=as_json)
+    evaluate(model, data, **options)
 
 
 @cli.command(epilog=_example("predict runs/flowers/first photos -o labels.csv"))
@@ -216,6 +220,8 @@ def evaluate(model: Path, data: Path | None, out: Path | None, device: str, as_j
 )
 @click.option("--keep-going", is_flag=True, help="Exit with 0 although files could not be used.")
 @_DEVICE
+@_PLAIN
+@_QUIET
 @reports
 def predict(model: Path, images: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     """Predict the classes of images, or of all images in folders.

@@ -15,7 +15,16 @@ from tlrecipe.cli.render import printable
 _CLASSES = 20
 
 
-def evaluate(path: Path, data: Path | None, *, out: Path | None, device: str, as_json: bool) -> None:
+def evaluate(
+    path: Path,
+    data: Path | None,
+    *,
+    out: Path | None,
+    device: str,
+    plain: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Print all metrics on the test split, or on the validation split where there is no other.
 
     ``data`` is a folder or zip of images, or a recipe whose data is meant; by default the data that the
@@ -27,7 +36,7 @@ def evaluate(path: Path, data: Path | None, *, out: Path | None, device: str, as
 
     folder = find_bundle(path)
     model = Model.load(folder, pick_device(device))
-    with progress(plain=False) as show:
+    with progress(plain=plain, quiet=quiet) as show:
         measured = evaluate(model, data, on_event=show, predictions=out)
     split, report = measured.split, measured.report
     if as_json:

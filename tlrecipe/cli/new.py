@@ -40,6 +40,7 @@ _TEMPLATE_SETTINGS = Settings(
     val=Setting(0.1, "Share of the training images that is held out for validation."),
     crop_pct=Setting(1.0, "These images are small: keep all of each instead of cutting a border off."),
     hflip=Setting(True, "Mirrors left and right at random: false if that changes what an image shows."),
+    uneven=False,
     head_epochs=15,
     epochs=6,
     notes=(),

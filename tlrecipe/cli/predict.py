@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from click.exceptions import Exit
 
 from tlrecipe.cli import console
 from tlrecipe.cli.device import pick_device
+from tlrecipe.cli.progress import Receiver, progress
 
 if TYPE_CHECKING:
     from tlrecipe.artifacts.predictions import Prediction
@@ -26,6 +28,8 @@ def predict(
     batch_size: int,
     device: str,
     keep_going: bool,
+    plain: bool,
+    quiet: bool,
 ) -> None:
     """Write one row per image; exit 4 at the end if some could not be used, unless ``keep_going``."""
     from tlrecipe.artifacts.bundle import Model, find_bundle
@@ -33,21 +37,25 @@ def predict(
 
     model = Model.load(find_bundle(path), pick_device(device))
     top = min(top, len(model.classes))
-    total = bad = 0
+    paths = inputs(images)
+    bad = 0
 
-    def counted() -> Iterator[Prediction]:
-        nonlocal total, bad
-        for prediction in model.predict(inputs(images), top, batch_size):
-            total += 1
+    def counted(show: Receiver) -> Iterator[Prediction]:
+        nonlocal bad
+        for done, prediction in enumerate(model.predict(paths, top, batch_size), 1):
             bad += prediction.error is not None
+            show("predictions", done=done, total=len(paths))
             yield prediction
 
-    if out is None:
-        for line in csv_lines(counted(), top):
-            console.data(line.removesuffix("\n"))
-    else:
-        write_predictions(counted(), out, top)
+    # On a terminal the rows themselves show how far it is.
+    rows_are_seen = out is None and sys.stdout.isatty()
+    with progress(plain=plain, quiet=quiet or rows_are_seen) as show:
+        if out is None:
+            for line in csv_lines(counted(show), top):
+                console.data(line.removesuffix("\n"))
+        else:
+            write_predictions(counted(show), out, top)
     if bad:
-        console.note(f"{bad} of {total} files could not be used: see the column `error`")
+        console.note(f"{bad} of {len(paths)} files could not be used: see the column `error`")
         if not keep_going:
             raise Exit(_EXIT_DATA)

@@ -18,7 +18,15 @@ from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError
 from tlrecipe.workflow import checking
 
 
-def validate(recipes: Sequence[Path], overrides: Sequence[str], *, decode: bool, as_json: bool) -> None:
+def validate(
+    recipes: Sequence[Path],
+    overrides: Sequence[str],
+    *,
+    decode: bool,
+    plain: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Check every recipe, and say one line for each that is right; exit by the first error.
 
     With ``decode``, the card of its data follows; with ``as_json`` the cards are all that is printed.
@@ -32,7 +40,7 @@ def validate(recipes: Sequence[Path], overrides: Sequence[str], *, decode: bool,
             reported += checked.warnings
             card = None
             if decode:
-                with progress(plain=False) as show:
+                with progress(plain=plain, quiet=quiet) as show:
                     card, warnings = checking.opened(checked, show)
                 cards[str(path)] = card.as_dict()
                 reported += warnings

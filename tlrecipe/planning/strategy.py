@@ -143,6 +143,8 @@ class Settings:
     val: Setting | None
     crop_pct: Setting | None
     hflip: Setting
+    uneven: bool
+    """The largest class has several times the images of the smallest."""
     head_epochs: int
     """Of training the head alone."""
     epochs: int
@@ -171,6 +173,7 @@ def settings(survey: Survey, strategy: StrategyName) -> Settings:
         val=val,
         crop_pct=_crop_pct(survey, int(size.value)),
         hflip=_hflip(survey),
+        uneven=_uneven(survey),
         head_epochs=_clamped((300 if strategy == "feature extraction" else 225) / steps, 5, 30),
         epochs=lengths[strategy],
         notes=tuple(_notes(survey)),
@@ -245,16 +248,21 @@ def _hflip(survey: Survey) -> Setting:
     return Setting(True, "Mirrors left and right at random: false if that changes what an image shows.")
 
 
+def _uneven(survey: Survey) -> bool:
+    return max(survey.classes.values()) >= _UNEVEN * min(survey.classes.values())
+
+
 def _notes(survey: Survey) -> list[str]:
     notes = []
     order = sorted(survey.classes, key=survey.classes.__getitem__)
     smallest, largest = order[0], order[-1]
     few, many = survey.classes[smallest], survey.classes[largest]
-    if many >= _UNEVEN * few:
+    if _uneven(survey):
         notes.append(
             f"The classes are uneven: `{largest}` has {many:,} images and `{smallest}` {few:,}. A model can"
             " be right often and miss the small classes: look at each class, not at the accuracy alone, and"
-            f" add images to the small ones, or take at most as many of each with `per_class = {few}`."
+            " add images to the small ones. Where small classes matter as much, let them count as much:"
+            ' `class_weights = "balanced"` in `[loss]`, or `sampling = "balanced"` in the phases.'
         )
     elif few < 20:
         notes.append(f"Class `{smallest}` has only {few} images: more of them help more than any setting.")

@@ -58,13 +58,25 @@ class Evaluation:
         }
 
 
-def evaluate(logits_of: Callable[[np.ndarray], Tensor], labels: Tensor, batch_size: int) -> Evaluation:
-    """Evaluate on images ``0 … len(labels) - 1``, ``logits_of`` giving (B, classes) for their numbers."""
+def evaluate(
+    logits_of: Callable[[np.ndarray], Tensor],
+    labels: Tensor,
+    batch_size: int,
+    *,
+    told: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Evaluate on images ``0 … len(labels) - 1``, ``logits_of`` giving (B, classes) for their numbers.
+
+    ``told`` is called before each batch and at the end with the number of images that are done; what it
+    raises ends the evaluation.
+    """
     parts = []
     with torch.inference_mode():
         for start in range(0, len(labels), batch_size):
+            told(start)
             ids = np.arange(start, min(len(labels), start + batch_size), dtype=np.int64)
             parts.append(logits_of(ids).float().cpu())
+    told(len(labels))
     return Evaluation(torch.cat(parts), labels)
 
 
@@ -74,16 +86,15 @@ def evaluate_pixels(
     preprocessing: Preprocessing,
     *,
     batch_size: int = 32,
-    between: Callable[[], None] = lambda: None,
+    told: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Evaluate as a bundle does: the same function for a run's test metrics and `tlrecipe evaluate`.
 
-    ``between`` is called before each batch; what it raises ends the evaluation.
+    ``told`` is called as by :func:`evaluate`.
     """
 
     def logits_of(ids: np.ndarray) -> Tensor:
-        between()
         images = pixels.batch(torch.from_numpy(ids), preprocessing)
         return inference.logits(normalise(images, preprocessing))
 
-    return evaluate(logits_of, pixels.labels, batch_size)
+    return evaluate(logits_of, pixels.labels, batch_size, told=told)

@@ -35,6 +35,7 @@ from tlrecipe.training.evaluate import Evaluation, evaluate, evaluate_pixels
 from tlrecipe.training.features import FeatureStore, NotFiniteFeatures
 from tlrecipe.training.forecast import refuse_too_large
 from tlrecipe.training.losses import Loss
+from tlrecipe.training.outlook import outlook
 from tlrecipe.training.survey import (
     Addresses,
     Choice,
@@ -246,6 +247,8 @@ class _Run:
             # The choices and the precision are timings: saved before anything rests on them, they are made
             # once.
             self._save(None)
+        ahead = outlook(self.plan, self.splits, self.choices, self.pixels, self.state.phase, self.state.step)
+        self.emit("outlook", work=[asdict(work) for work in ahead])
         for phase in self.plan.phases[self.state.phase :]:
             with _memory_of(phase):
                 self._phase(phase, resume)
@@ -312,10 +315,17 @@ class _Run:
         if plain or engine is None or not engine.inference_features(inference, "test"):
             chunk = self.choices[-1].chunk
             return evaluate_pixels(
-                inference, pixels, self.plan.preprocessing, batch_size=chunk, between=self._stop_if_asked
+                inference,
+                pixels,
+                self.plan.preprocessing,
+                batch_size=chunk,
+                told=self._evaluating(None, split, pixels),
             )
         return evaluate(
-            lambda ids: inference.classify(engine.inputs("test", ids, None)), pixels.labels, _TEST_BATCH
+            lambda ids: inference.classify(engine.inputs("test", ids, None)),
+            pixels.labels,
+            _TEST_BATCH,
+            told=self._evaluating(None, split, pixels),
         )
 
     # ------------------------------------------------------------------ one phase
@@ -616,19 +626,35 @@ class _Run:
         self.model.eval()
 
         def logits_of(ids: Ids) -> Tensor:
-            self._stop_if_asked()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=engine.choice.autocast):
                 logits: Tensor = engine.network(*engine.inputs("val", ids, None))
             return logits
 
         try:
-            result = evaluate(logits_of, val.labels, max(64, phase.batch_size))
+            told = self._evaluating(phase, "val", val)
+            result = evaluate(logits_of, val.labels, max(64, phase.batch_size), told=told)
         finally:
             self._swap_in(phase, kept)
             freezing.apply_modes(self.model, phase)
         freezing.check(self.model, phase)
         self._refuse_logits(result, val, f"in phase `{phase.name}`, after step {self.state.step}")
         return result
+
+    def _evaluating(self, phase: PhasePlan | None, split: str, pixels: Pixels) -> Callable[[int], None]:
+        """What an evaluation does between its batches."""
+
+        def told(done: int) -> None:
+            self.emit(
+                "evaluation",
+                phase=None if phase is None else phase.name,
+                split=split,
+                done=done,
+                total=len(pixels),
+            )
+            if done < len(pixels):
+                self._stop_if_asked()
+
+        return told
 
     def _refuse_logits(self, result: Evaluation, pixels: Pixels, where: str) -> None:
         """A metric of what is not a number would be none either, and could be taken for the best."""
@@ -826,8 +852,8 @@ def train(
     Args:
         plan: What to do; must have been compiled for this backbone and these data.
         pixels: Gives the decoded images of ``train``, ``val`` and ``test``.
-        emit: Receives events: ``features``, ``phase``, ``step``, ``epoch``, ``saved``, ``phase_end``,
-            ``test``.
+        emit: Receives events: ``outlook``, ``features``, ``phase``, ``step``, ``evaluation``, ``epoch``,
+            ``saved``, ``phase_end``, ``test``.
         save: Receives a checkpoint at the end of each phase, from time to time within, and when stopped.
         store: Where features are kept; by default in memory, for this run only.
         device: Where to compute.

@@ -51,7 +51,8 @@ _CHUNKS: dict[Precision, tuple[int, ...]] = {"fp32": (8, 16, 32), "bf16": (16, 3
 _GPU_CHUNK = 256
 # Seconds of all steps of a phase below which their type is not asked for: noise would answer.
 _WORTH_PROBING = 2.0
-# Images of the steps that are timed, of the passes that compare types, and of a proof.
+# Images of the steps that are timed (or of a batch, where they are fewer), of the passes that compare types, and
+# of a proof.
 _STEP = 16
 _PROBE = 16
 _FEW = 4
@@ -81,7 +82,7 @@ class Choice(restore.Exact):
     prefix_seconds: float = 0.0
     """Measured seconds of the fast prefix per image; 0 where nothing had to be measured."""
     step_seconds: float = 0.0
-    """Measured seconds of a training step per image, without the prefix; 0 likewise."""
+    """Measured seconds of a training step per image, without the prefix where there is one; 0 likewise."""
     tuned: bool = False
     """Train by :class:`~tlrecipe.models.tuned.TunedSteps`."""
     autocast: bool = False
@@ -176,6 +177,23 @@ def outlives(plan: Plan, phase: PhasePlan, other: PhasePlan, parts: Split) -> bo
     return not any(names & (each.trainable | each.moving_buffers) for each in between)
 
 
+def passed_before(
+    plan: Plan, phase: PhasePlan, parts: Split, choice: Choice, choices: Sequence[Choice]
+) -> bool:
+    """Whether an earlier phase computes what ``phase`` would store by ``choice`` in the same pass.
+
+    ``parts`` is the network in this phase; ``choices`` are those of the phases before it, at least.
+    """
+    return any(
+        choices[earlier.index].mode == "store"
+        and choices[earlier.index].precision == choice.precision
+        and choices[earlier.index].views >= choice.views
+        and earlier.augment.views == phase.augment.views
+        and outlives(plan, earlier, phase, parts)
+        for earlier in plan.phases[: phase.index]
+    )
+
+
 # --------------------------------------------------------------------------- the choice
 
 
@@ -236,12 +254,14 @@ class _Chooser:
         parts = self.splits[phase.index]
         # Known to help on CPUs; it rounds differently, which strict numbers rule out.
         tuned = device.type == "cpu" and plan.precision != "fp32" and plan.features != "off"
-        steps = _StepClock(parts, phase, len(plan.classes), device, tuned)
+        steps = _StepClock(plan, phase, parts, device, tuned)
         autocast, why_steps = self._autocast(steps)
         if plan.features == "off":
-            return Choice("plain", 'compute.features = "off"', autocast=autocast)
+            seconds = steps.seconds(autocast)
+            return Choice("plain", 'compute.features = "off"', step_seconds=seconds, autocast=autocast)
         if parts.prefix is None:
-            return Choice("plain", _in_all(parts.note, why_steps), tuned=tuned, autocast=autocast)
+            reason, seconds = _in_all(parts.note, why_steps), steps.seconds(autocast)
+            return Choice("plain", reason, step_seconds=seconds, tuned=tuned, autocast=autocast)
 
         def stored(precision: Precision) -> Choice:
             return Choice(
@@ -306,18 +326,6 @@ class _Chooser:
             for view in range(views)
         )
 
-    def _passed(self, choice: Choice) -> bool:
-        """Whether an earlier phase computes what this one would store in the same pass."""
-        parts = self.splits[self.phase.index]
-        return any(
-            before.mode == "store"
-            and before.precision == choice.precision
-            and before.views >= choice.views
-            and self.plan.phases[index].augment.views == self.phase.augment.views
-            and outlives(self.plan, self.plan.phases[index], self.phase, parts)
-            for index, before in enumerate(self.earlier)
-        )
-
     def _store_or_not(self, choice: Choice) -> tuple[Mode, str]:
         """The cost model: seconds saved by reading features instead of computing them, against bytes."""
         plan, phase, views = self.plan, self.phase, choice.views
@@ -337,7 +345,7 @@ class _Chooser:
         read = choice.feature_bytes / _READ_SPEED
         whole = (choice.prefix_seconds + choice.step_seconds) * passes
         saved = max(0.0, choice.prefix_seconds - read) * passes
-        if self._passed(choice):
+        if passed_before(plan, phase, self.splits[phase.index], choice, self.earlier):
             if saved < _WORTHWHILE * whole:
                 return "recompute", self._too_little(choice, where)
             return "store", f"{where} come from the pass of an earlier phase, and replace {passes} passes"
@@ -430,11 +438,16 @@ def only_a_head(suffix: nn.Module) -> bool:
 
 
 class _StepClock:
-    """Seconds per image of a forward and backward pass of what trains; measuring leaves no trace in it."""
+    """Seconds per image of a forward and backward pass of what trains; measuring leaves no trace in it.
 
-    def __init__(self, parts: Split, phase: PhasePlan, classes: int, device: torch.device, tuned: bool):
-        self._parts, self._phase, self._device, self._tuned = parts, phase, device, tuned
-        self._labels = torch.arange(_STEP, device=device) % classes
+    With ``compute.features = "off"`` each pass begins with the images.
+    """
+
+    def __init__(self, plan: Plan, phase: PhasePlan, parts: Split, device: torch.device, tuned: bool):
+        self._parts, self._device, self._tuned = parts, device, tuned
+        self._whole = plan.features == "off"
+        self._images = _sample(phase, device, min(_STEP, max(2, phase.batch_size)))
+        self._labels = torch.arange(len(self._images), device=device) % len(plan.classes)
         self._measured: dict[bool, float] = {}
 
     def seconds(self, autocast: bool) -> float:
@@ -442,10 +455,12 @@ class _StepClock:
             self._measured[autocast] = self._step(autocast)
         return self._measured[autocast]
 
+    def _inputs(self) -> tuple[Tensor, ...]:
+        return (self._images,) if self._parts.prefix is None else run(self._parts.prefix, self._images)
+
     @cached_property
-    def _features(self) -> list[Tensor]:
-        images = _sample(self._phase, self._device, _STEP)
-        return [images] if self._parts.prefix is None else list(run(self._parts.prefix, images))
+    def _features(self) -> tuple[Tensor, ...]:
+        return self._inputs()
 
     @cached_property
     def _kernels(self) -> AbstractContextManager[Any]:
@@ -459,9 +474,10 @@ class _StepClock:
             for _ in range(3):
                 synchronize(device)
                 start = time.perf_counter()
+                features = self._inputs() if self._whole else self._features
                 with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                     loss = nn.functional.cross_entropy(
-                        suffix(*(part.clone() for part in self._features)), self._labels
+                        suffix(*(part.clone() for part in features)), self._labels
                     )
                 loss.backward()  # type: ignore[no-untyped-call]
                 synchronize(device)
@@ -471,4 +487,4 @@ class _StepClock:
                 buffer.copy_(buffers[name])
         for parameter in suffix.parameters():
             parameter.grad = None
-        return best / _STEP
+        return best / len(self._images)

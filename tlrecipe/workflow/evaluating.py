@@ -67,7 +67,7 @@ def evaluate(
             model was trained with. A folder without split folders is evaluated whole.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a device of torch, for a model that is loaded here.
         predictions: Where to write a CSV with the true and the predicted class of each image, if anywhere.
-        on_event: Called with the events ``data`` and ``warning``.
+        on_event: Called with the events ``data``, ``evaluation`` and ``warning``.
 
     Raises:
         TlrecipeError: TLR401, TLR402 or TLR404 where the data cannot be used, TLR403 where its classes are
@@ -85,7 +85,13 @@ def evaluate(
     for odd in (*listing.warnings, *left_out(pixels, listing)):
         on_event("warning", message=odd.message)
     pixels = _relabelled(pixels, listing.info.classes, model.classes)
-    found = evaluate_pixels(model.inference, pixels, model.preprocessing)
+    count = len(pixels)
+    found = evaluate_pixels(
+        model.inference,
+        pixels,
+        model.preprocessing,
+        told=lambda done: on_event("evaluation", phase=None, split=split, done=done, total=count),
+    )
     if predictions is not None:
         write_evaluated(pixels.names, found.predictions(model.classes), predictions)
     report = found.report(model.classes)

@@ -74,7 +74,7 @@ class _Asked:
 
 
 # Events that come many times a second; the log does without them.
-_FLEETING = ("step", "data", "features")
+_FLEETING = ("step", "data", "features", "evaluation")
 
 
 def _silent(kind: str, /, **fields: Any) -> None:

@@ -343,13 +343,17 @@ def _whole_percent(share: float) -> str:
     return percent(share, 0) if share >= 0.005 else f"under {percent(0.01, 0)}"
 
 
-def meter(share: float, low: float, high: float) -> str:
-    """A small bar with its interval for a cell of a table whose text says the same: no figure of its own."""
+def meter(share: float, interval: tuple[float, float] | None = None) -> str:
+    """A small bar, with its interval if there is one, for a cell of a table whose text says the same: no
+    figure of its own."""
+    line = ""
+    if interval is not None:
+        low, high = interval
+        line = f'<path class="line ink" stroke-width="1.5" d="M{80 * low:.1f} 5H{80 * high:.1f}"/>'
     return (
         '<svg class="meter" viewBox="0 0 80 10" width="80" height="10" aria-hidden="true">'
         '<rect class="box rule" y="3" width="80" height="4"/>'
-        f'<rect class="box s1" y="3" width="{80 * share:.1f}" height="4"/>'
-        f'<path class="line ink" stroke-width="1.5" d="M{80 * low:.1f} 5H{80 * high:.1f}"/></svg>'
+        f'<rect class="box s1" y="3" width="{80 * share:.1f}" height="4"/>{line}</svg>'
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tlrecipe.artifacts.report import charts, text
 from tlrecipe.artifacts.report.charts import Curve
 from tlrecipe.artifacts.report.findings import Paired, paired
-from tlrecipe.artifacts.report.page import MEASURES, Measure, render, thinned, training_path
+from tlrecipe.artifacts.report.page import MEASURES, Measure, metric_rows, render, thinned, training_path
 from tlrecipe.artifacts.report.record import Record
 from tlrecipe.artifacts.report.shapes import Figure
 from tlrecipe.planning.intervals import wilson_interval
@@ -205,14 +205,22 @@ def comparison_page(comparison: Comparison) -> str:
             "comparison": comparison,
             "entries": entries,
             "meters": [
-                None if e.interval is None or e.accuracy is None else (e.accuracy, *e.interval)
+                None if e.interval is None or e.accuracy is None else (e.accuracy, e.interval)
                 for e in entries
             ],
             "roles": {entry.letter: charts.role(index) for index, entry in enumerate(entries)},
+            "metrics": list(_metrics(entries)),
             "charts": [(measure.heading, _chart(entries, measure)) for measure in MEASURES],
             "absent": ABSENT,
         },
     )
+
+
+def _metrics(entries: Sequence[Entry]) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+    """Name and meaning of each metric that a run was measured by, and its value and interval in each run."""
+    tables = [{row[0]: row for row in metric_rows(entry.record.evaluation)} for entry in entries]
+    for name, meaning in dict.fromkeys((name, row[1]) for table in tables for name, row in table.items()):
+        yield name, meaning, [table[name][2:] if name in table else (ABSENT, "") for table in tables]
 
 
 def learning(entry: Entry, measure: Measure) -> list[tuple[float, float]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tlrecipe import files
 from tlrecipe.artifacts.report import charts, findings, text
 from tlrecipe.artifacts.report.charts import Curve, Row, Span
 from tlrecipe.artifacts.report.record import (
+    Card,
     ClassScores,
     Epoch,
     Evaluated,
@@ -39,7 +40,10 @@ REPORT = "report.html"
 _WIDE, _HALF, _NARROW = 820.0, 400.0, 340.0
 _MATRIX = 20
 _TABLE_ROWS = 1000
-_TABLE_BYTES = 600_000
+_TABLE_BYTES = 500_000
+_CARD_BYTES = 200_000
+_BAD = 5
+_NAME_LENGTH = 48
 _CURVE_POINTS = 240
 
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -90,6 +94,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     )
     environment.filters.update(
         name=_name,
+        short=_short_name,
         path=_path_name,
         percent=text.percent,
         points=text.points,
@@ -136,6 +141,14 @@ def _name(value: str) -> Markup:
     return Markup("<bdi>{}</bdi>").format(escape(text.visible(value)))
 
 
+def _short_name(value: str) -> Markup:
+    """A foreign name within a sentence: a long one ends early, and a hint shows the whole."""
+    shown = text.visible(value)
+    if len(shown) <= _NAME_LENGTH:
+        return _name(value)
+    return Markup('<bdi title="{}">{}…</bdi>').format(escape(shown), escape(shown[: _NAME_LENGTH - 1]))
+
+
 def _path_name(value: str) -> Markup:
     """A file's path, which may be broken after each slash."""
     return Markup("<bdi>{}</bdi>").format(Markup("/<wbr>").join(text.visible(value).split("/")))
@@ -162,7 +175,7 @@ def _context(record: Record) -> dict[str, Any]:
         "charts": _training_charts(record),
         "rates": {"wide": rates_figure(plan, _WIDE), "narrow": rates_figure(plan, _NARROW)},
         "smoothed": any(phase.get("label_smoothing") for phase in record.recipe.get("phase", [])),
-        "metrics": _metrics(record.evaluation),
+        "metrics": metric_rows(record.evaluation),
         "split": _SPLITS.get(record.evaluation.split, "") if record.evaluation else "",
         "mistakes": _mistakes(predictions, record.evaluation) if predictions and record.evaluation else None,
         "data": _data(record),
@@ -409,8 +422,8 @@ def _state(phase: PhasePlanned, members: Sequence[str]) -> tuple[str, bool]:
 # --------------------------------------------------------------------------- mistakes
 
 
-def _metrics(evaluation: Evaluated | None) -> list[tuple[str, str, str, str]]:
-    """Name, meaning, value and interval of each metric."""
+def metric_rows(evaluation: Evaluated | None) -> list[tuple[str, str, str, str]]:
+    """Name, meaning, value and interval of each metric of an evaluation."""
     if evaluation is None:
         return []
     rows = []
@@ -468,15 +481,15 @@ def _fitting(
     classes: Sequence[tuple[findings.ClassFinding, ClassScores]],
 ) -> list[tuple[findings.ClassFinding, ClassScores]]:
     """The first classes, as many as keep the page small although names may be long."""
-    kept, used = [], 0
-    for item, scores in classes[:_TABLE_ROWS]:
-        # A long name stands in the row and in the hint that shows it whole.
-        used += 450 + 2 * len(item.name.encode(errors="replace"))
-        used += 2 * len((item.taken_for or "").encode(errors="replace"))
-        if used > _TABLE_BYTES:
-            break
-        kept.append((item, scores))
-    return kept
+    named = [(item.name, item.taken_for or "") for item, _ in classes[:_TABLE_ROWS]]
+    return list(classes[: _fitting_rows(named, 450, _TABLE_BYTES)])
+
+
+def _fitting_rows(named: Iterable[Sequence[str]], each: int, limit: int) -> int:
+    """How many rows of a table fit into ``limit`` bytes, of ``each`` bytes beside the names in them."""
+    # A long name stands in the row and in the hint that shows it whole.
+    sizes = (each + sum(2 * len(name.encode(errors="replace")) for name in names) for names in named)
+    return sum(used <= limit for used in accumulate(sizes))
 
 
 def _heat(block: findings.Block) -> list[list[str]]:
@@ -506,6 +519,23 @@ def _data(record: Record) -> dict[str, Any]:
         "counts": [(_SPLITS[name], number) for name, number in counts],
         "table": record.recipe.get("data", {}),
         "preprocessing": Preprocessing.from_dict(plan.preprocessing),
+        "card": record.card,
+        **(_card(record.card, plan.classes) if record.card else {}),
+    }
+
+
+def _card(card: Card, classes: Sequence[str]) -> dict[str, Any]:
+    splits = [(said, card.splits[name]) for name, said in _SPLITS.items() if name in card.splits]
+    counted = [(name, [part.by_class.get(name, 0) for _, part in splits]) for name in classes]
+    counted.sort(key=lambda row: row[1][0])
+    shown = _fitting_rows([(name,) for name, _ in counted[:_TABLE_ROWS]], 400, _CARD_BYTES)
+    return {
+        "splits": splits,
+        "even": all(len(set(part.by_class.values())) == 1 for _, part in splits),
+        "most": max(1, counted[-1][1][0]),
+        "classes": counted[:shown],
+        "bad": _BAD,
+        "split": _SPLITS,
     }
 
 

@@ -36,6 +36,7 @@ from tlrecipe.planning.schedules import factor
 PREDICTIONS = "predictions.csv"
 EVALUATION = "evaluation.json"
 BUNDLE = "model/bundle.json"
+DATA = "data.json"
 
 _MAX_BYTES = 1 << 28
 _DEPTH = 12
@@ -269,6 +270,41 @@ class Epoch(_Part):
     seconds: Positive
 
 
+_Size = tuple[int, int] | None
+
+
+class CardSplit(_Part):
+    """A split in ``data.json``."""
+
+    images: int
+    by_class: dict[str, int]
+    formats: dict[str, int]
+    traits: dict[str, int]
+    smallest: _Size
+    median: _Size
+    largest: _Size
+    bad: tuple[tuple[str, str], ...]
+    changed: tuple[str, ...]
+
+
+class CardTwice(_Part):
+    """Images in two splits in ``data.json``."""
+
+    split: str
+    also_in: str
+    count: int
+    examples: tuple[tuple[str, str], ...]
+
+
+class Card(_Part):
+    """``data.json``, the card of the data, as :class:`tlrecipe.data.card.DataCard` explains it."""
+
+    imbalance: float
+    splits: dict[str, CardSplit]
+    duplicates: tuple[CardTwice, ...]
+    ignored: dict[str, int]
+
+
 @dataclass(frozen=True)
 class Record:
     """One run. Values that its directory does not hold are None or empty."""
@@ -282,6 +318,7 @@ class Record:
     recipe: Mapping[str, Any]
     """The resolved recipe as plain TOML values."""
     epochs: tuple[Epoch, ...]
+    card: Card | None
     evaluation: Evaluated | None
     predictions: Predictions | None
     """Of the split that was evaluated."""
@@ -324,6 +361,7 @@ def read_record(path: Path) -> Record:
         recipe_text=text,
         recipe=recipe,
         epochs=_epochs(path / "metrics.jsonl"),
+        card=_read(path / DATA, Card) if (path / DATA).is_file() else None,
         evaluation=evaluation,
         predictions=_predictions(path / PREDICTIONS, plan.classes),
         thumbnails=thumbnails,
