@@ -51,8 +51,8 @@ _CHUNKS: dict[Precision, tuple[int, ...]] = {"fp32": (8, 16, 32), "bf16": (16, 3
 _GPU_CHUNK = 256
 # Seconds of all steps of a phase below which their type is not asked for: noise would answer.
 _WORTH_PROBING = 2.0
-# Images of the steps that are timed (or of a batch, where they are fewer), of the passes that compare types, and
-# of a proof.
+# Images of the steps that are timed (or of a batch, where they are fewer), of the passes that compare types,
+# and of a proof.
 _STEP = 16
 _PROBE = 16
 _FEW = 4
