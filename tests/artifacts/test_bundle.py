@@ -267,6 +267,19 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "weights to fetch": (lambda b: b["backbone"].update(weights="no_such_tag"), "names no network"),
     "an unknown backbone": (lambda b: b["backbone"].update(name="os_system"), "no backbone `os_system`"),
     "another source": (lambda b: b["backbone"].update(source="pickle"), "`backbone.source`"),
+    "a file as an argument": (
+        lambda b: asks_for(b, checkpoint_path="/etc/passwd"),
+        "`checkpoint_path` is decided",
+    ),
+    "weights as an argument": (lambda b: asks_for(b, pretrained=True), "`pretrained` is decided elsewhere"),
+    "an argument of the builder": (lambda b: asks_for(b, scriptable=True), "`scriptable` is no argument"),
+    "a huge width": (lambda b: asks_for(b, stem_width=10**9), "`backbone.args.stem_width"),
+    "a wide network": (lambda b: asks_for(b, stem_width=99_999), "does not fit `test_resnet`"),
+    "a deep network": (lambda b: asks_for(b, layers=[99_999] * 4), "more than 20,000 modules"),
+    "another network": (
+        lambda b: b["backbone"].update(name="resnet152"),
+        "does not fit `resnet152`",
+    ),
     "an unknown head": (lambda b: b.update(heads=["__class__"]), "head that the network has not"),
     "a huge size": (lambda b: b["preprocessing"].update(size=10**9), "`preprocessing.size`"),
     "a size that is true": (lambda b: b["preprocessing"].update(size=True), "`preprocessing.size`"),
@@ -277,12 +290,25 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
+def asks_for(values: dict[str, Any], **args: Any) -> None:
+    values["backbone"]["args"] = args
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 @pytest.mark.case("E11")
 def test_a_hostile_bundle_json_is_refused(case: str, bundle: Path) -> None:
     change, reason = HOSTILE[case]
     edit(bundle, change)
     refused(bundle, reason)
+
+
+@pytest.mark.case("E11")
+def test_a_network_that_is_larger_than_its_weights_is_given_no_memory(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tlrecipe.artifacts.bundle.rebuild", lambda *_: pytest.fail("it was built"))
+    edit(bundle, lambda b: asks_for(b, layers=[90, 90, 90, 90]))
+    refused(bundle, "does not fit `test_resnet`")
 
 
 @pytest.mark.parametrize(

@@ -102,5 +102,21 @@ def test_images_in_two_splits_are_found_by_content(card, listing):
     ]
 
 
+def test_images_in_two_classes_of_a_split_are_found_by_content(tmp_path):
+    files = {
+        "a/1.png": photo(1),
+        "a/2.png": photo(2),
+        "b/1.png": photo(1),
+        "b/3.png": photo(3),
+        "b/4.png": photo(3),
+    }
+    listing = list_data(folder_spec(plant(tmp_path, files), val=0.0), 0)
+    card = data_card(listing, {"train": decode_split(listing, "train", P, on_bad="error")})
+    (warning,) = findings(card, listing)
+    assert (warning.code, warning.severity) == ("TLR402", "warning")
+    assert warning.message == "1 file of train in more than one class, such as a/1.png and b/1.png"
+    assert warning.help.startswith("tlrecipe learns one class per image")
+
+
 def test_a_card_is_plain(card):
     assert json.loads(json.dumps(card.as_dict()))["splits"]["train"]["largest"] == [300, 200]

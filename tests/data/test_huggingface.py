@@ -143,6 +143,17 @@ def test_a_label_that_is_no_class_is_refused(saved):
     assert "row 1 of a split has the label 3, and there are 3 classes" in complaint(path).message
 
 
+def test_several_labels_to_an_image_are_refused_as_such(saved):
+    problem = complaint(saved(part([[0], [1, 2]], datasets.List(NAMES))))
+    assert problem.help == "tlrecipe learns one class per image"
+
+
+def test_labels_that_mean_several_classes_are_refused(saved):
+    problem = complaint(saved(part(["cat|dog", "cat", "dog"], datasets.Value("string"))))
+    assert (problem.code, problem.path) == ("TLR402", ("data", "label"))
+    assert "several classes at once: `cat|dog`" in problem.message
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     problem = complaint(tmp_path / "gone")
     assert (problem.code, problem.help) == ("TLR401", "the folder does not exist")

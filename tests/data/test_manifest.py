@@ -165,6 +165,52 @@ def test_several_labels_for_one_image_are_refused(table):
     assert (code, line, message) == ("TLR406", 1, "`label` is not one value")
 
 
+@pytest.mark.parametrize(
+    ("labels", "refused"),
+    [
+        (("cat|dog", "cat", "dog"), ["cat|dog"]),
+        (("cat, dog", "dog, ape", "ape, cat"), ["ape, cat", "cat, dog", "dog, ape"]),
+        (("cat;dog", "cat;ape", "cat"), []),
+        (('["cat", "dog"]', "cat"), ['["cat", "dog"]']),
+        (("['cat', 'dog']", "cat"), ["['cat', 'dog']"]),
+        (("[unknown]", "cat"), []),
+        (("salt|pepper", "salt and vinegar", "projectile, missile", "missile"), []),
+    ],
+)
+def test_labels_that_mean_several_classes_are_refused(table, labels, refused):
+    path = table([(f"{n}.png", label) for n, label in enumerate(labels)], COLUMNS[:2])
+    if not refused:
+        assert set(listed(path).info.classes) == set(labels)
+        return
+    assert complaints(path) == [
+        ("TLR406", labels.index(label) + 2, f"`label` is several classes at once: `{label}`")
+        for label in refused
+    ]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_more_columns_of_labels_are_refused(table, ending):
+    path = table(
+        [("1.png", "cat", "dog"), ("2.png", "ape", "cat")], ("file_name", "label", "label_2"), ending
+    )
+    assert complaints(path) == [("TLR406", 1, "more columns of labels beside `label`: `label_2`")]
+
+
+def test_a_column_for_each_class_is_refused_with_what_is_wanted(table):
+    with pytest.raises(TlrecipeError) as caught:
+        listed(table([("1.png", 1, 0), ("2.png", 1, 1)], ("file_name", "cat", "dog")))
+    (problem,) = caught.value.diagnostics
+    assert problem.message == "no column `label`"
+    assert (
+        problem.help == "it has file_name, cat, dog; tlrecipe learns one class per image, which `label` names"
+    )
+
+
+def test_an_image_with_two_labels_in_two_rows_is_refused(table):
+    path = table([("1.png", "cat"), ("2.png", "ape"), ("1.png", "ape")], COLUMNS[:2])
+    assert complaints(path) == [("TLR406", 4, "`1.png` is `ape` here and `cat` in line 2")]
+
+
 @pytest.mark.parametrize("label", [1.5, True, None, "  "])
 def test_labels_that_are_no_class_are_refused(table, label):
     rows = [("1.png", label), ("2.png", "ape"), ("3.png", "cat")]

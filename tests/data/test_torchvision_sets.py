@@ -2,6 +2,7 @@
 
 import bz2
 import hashlib
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -539,6 +540,35 @@ def test_nothing_is_downloaded_unless_the_recipe_says_so(tmp_path, monkeypatch):
 def test_what_torchvision_cannot_download_any_more_is_said(tmp_path):
     with pytest.raises(TlrecipeError, match="cannot download LFWPeople"):
         listed(tmp_path, "LFWPeople", download=True)
+
+
+class Code:
+    """Pickled, this makes a folder when it is read without restriction."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.case("W04")
+@pytest.mark.parametrize("hostile", ["data_batch_1", "test_batch", "names"])
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
+def test_pickles_other_than_the_published_ones_are_not_read(tmp_path, monkeypatch, name, hostile):
+    # torchvision unpickles without restriction, so it must compare the published digests before.
+    cls = getattr(torchvision.datasets, name)
+    if hostile == "names":
+        CASES[name][0](tmp_path, monkeypatch)
+    else:
+        for file, _ in cls.train_list + cls.test_list:
+            put(tmp_path / cls.base_folder / file, pickle.dumps(Code(tmp_path / "owned")))
+    put(tmp_path / cls.base_folder / hostile, pickle.dumps(Code(tmp_path / "owned")))
+    with pytest.raises(TlrecipeError, match="TLR401"):
+        listed(tmp_path, name)
+    assert not (tmp_path / "owned").exists()
+    pickle.loads((tmp_path / cls.base_folder / hostile).read_bytes())
+    assert (tmp_path / "owned").exists(), "the pickle would have done something"
 
 
 def test_torn_files_are_an_error(tmp_path, monkeypatch):

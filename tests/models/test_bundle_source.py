@@ -142,7 +142,14 @@ def test_a_network_of_torchvision(tmp_path: Path) -> None:
         (lambda folder: (folder / "bundle.json").unlink(), "TLR504", "neither a run directory nor a model"),
         (lambda folder: (folder / "bundle.json").write_text("{}"), "TLR504", "is not valid"),
         (lambda folder: (folder / "model.safetensors").unlink(), "TLR504", "is missing"),
-        (lambda folder: _rename(folder, "no_such_network"), "TLR504", "names no network"),
+        (lambda folder: _say(folder, name="no_such_network"), "TLR504", "names no network"),
+        (
+            lambda folder: _say(folder, name="vit_giant_patch14_224"),
+            "TLR503",
+            "do not fit `vit_giant_patch14_224`",
+        ),
+        (lambda folder: _say(folder, args={"pretrained": True}), "TLR504", "decided elsewhere"),
+        (lambda folder: _say(folder, args={"embed_dim": 9_000}), "TLR503", "do not fit `test_vit`"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "TLR502", "SHA-256"),
     ],
 )
@@ -158,9 +165,9 @@ def test_what_cannot_be_used(
     assert says in found.message
 
 
-def _rename(folder: Path, name: str) -> None:
+def _say(folder: Path, **backbone: Any) -> None:
     said = json.loads((folder / "bundle.json").read_text())
-    said["backbone"]["name"] = name
+    said["backbone"] |= backbone
     (folder / "bundle.json").write_text(json.dumps(said))
 
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from training.nets import COUNTS, Recorder, backbone, images, net, phase, plan_for, source, state
 
+from tlrecipe.data.mixing import mix_of
 from tlrecipe.data.pixels import Pixels
 from tlrecipe.language.diagnostics import TlrecipeError
+from tlrecipe.language.spec import Augment
 from tlrecipe.planning.facts import Preprocessing
 from tlrecipe.planning.randomness import key, permutation
 from tlrecipe.training import engine, interpreter, numerics
@@ -124,6 +126,29 @@ def test_a_poisoned_image_is_named_and_changes_nothing(value: float, monkeypatch
     assert last.values["state"]["step"] == 2
     for part, tensor in state(model).items():
         assert torch.equal(tensor, last.tensors[f"model/{part}"]), part
+
+
+@pytest.mark.case("N01")
+def test_an_image_that_is_only_mixed_in_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = images("train").names
+    order = permutation(key(0, "one", 0, "order"), COUNTS["train"])
+    ids = order[:12]
+    mix = mix_of(Augment(mixup=0.4), key=key(0, "one", 0, "mix"), ids=ids, order=order, side=8)
+    assert mix is not None
+    poison = next(int(number) for number in mix.partners if number not in ids)
+    original = engine.Engine._images
+
+    def poisoned_images(self: Any, split: str, ids: Any, epoch: int | None) -> Tensor:
+        tensor = original(self, split, ids, epoch)
+        if split == "train":
+            tensor[torch.from_numpy(ids == poison)] = NAN
+        return tensor
+
+    monkeypatch.setattr(engine.Engine, "_images", poisoned_images)
+    message = stopped(net(), phase=[phase(freeze=[], augment={"mixup": 0.4})], compute={"features": "off"})
+    assert "step 1 of 10" in message
+    assert f"first not finite: the input made of `{names[poison]}`;" in message
+    assert f"; mixed with `{names[mix.partners[0]]}`, " in message
 
 
 @pytest.mark.case("N01")

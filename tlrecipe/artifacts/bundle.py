@@ -32,7 +32,7 @@ from tlrecipe.data.preprocess import BadImage, normalise
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import DataSpec, Recipe
 from tlrecipe.models.adapters import merged_state
-from tlrecipe.models.backbones import Backbone, rebuild
+from tlrecipe.models.backbones import Backbone, rebuild, rebuilt_outline
 from tlrecipe.models.bundle_record import BUNDLE, WEIGHTS, Bundle, bad_bundle, find_bundle, read_bundle
 from tlrecipe.models.fast import native_bf16
 from tlrecipe.models.forked import refuse_dead_threads
@@ -189,12 +189,14 @@ class Model:
         except (SafetensorError, OSError, ValueError, KeyError, OverflowError) as error:
             raise bad_bundle(folder / WEIGHTS, f"is not a sound safetensors file: {error}") from error
         try:
-            model = rebuild({"tlrecipe": bundle.backbone.model_dump()}, len(bundle.classes))
+            outline = rebuilt_outline({"tlrecipe": bundle.backbone.model_dump()}, len(bundle.classes))
         except TlrecipeError as error:
             raise bad_bundle(folder / BUNDLE, f"names no network: {error.diagnostics[0].message}") from error
-        if strange := set(bundle.heads) - dict(model.named_modules()).keys():
+        if strange := set(bundle.heads) - dict(outline.named_modules()).keys():
             raise bad_bundle(folder / BUNDLE, f"names a head that the network has not: `{min(strange)}`")
-        _check_state(folder / WEIGHTS, state, model, bundle)
+        # The network is not larger than its file: only then is it given memory.
+        _check_state(folder / WEIGHTS, state, outline, bundle)
+        model = rebuild({"tlrecipe": bundle.backbone.model_dump()}, len(bundle.classes))
         model.load_state_dict(state, strict=True)
         return cls(bundle, model.eval().to(torch.device(device)))
 

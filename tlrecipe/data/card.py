@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tlrecipe.data.labelled import ONE_CLASS
 from tlrecipe.data.listing import Listing
 from tlrecipe.data.pixels import Pixels, duplicates
 from tlrecipe.data.preprocess import TRAITS
@@ -52,6 +53,17 @@ class Duplicates:
 
 
 @dataclass(frozen=True)
+class InTwoClasses:
+    """Images of one split that are there, byte for byte, under more than one class."""
+
+    split: str
+    count: int
+    """How many different images."""
+    examples: tuple[tuple[str, str], ...]
+    """Pairs of names, in different classes."""
+
+
+@dataclass(frozen=True)
 class DataCard:
     """A whole data set. All values are plain; ``as_dict`` gives what JSON takes."""
 
@@ -61,6 +73,7 @@ class DataCard:
     """Images of the largest class of ``train`` for one of the smallest."""
     splits: Mapping[str, SplitCard]
     duplicates: tuple[Duplicates, ...]
+    in_two_classes: tuple[InTwoClasses, ...]
     ignored: Mapping[str, int]
     """Files that are no images by rule: how many, by reason."""
 
@@ -78,6 +91,7 @@ def data_card(listing: Listing, pixels: Mapping[str, Pixels]) -> DataCard:
         imbalance=float(train.max() / max(train.min(), 1)),
         splits={split: _split_card(images, classes) for split, images in pixels.items()},
         duplicates=tuple(_duplicates(pixels)),
+        in_two_classes=tuple(_in_two_classes(pixels)),
         ignored=dict(listing.ignored),
     )
 
@@ -117,8 +131,22 @@ def _duplicates(pixels: Mapping[str, Pixels]) -> Iterator[Duplicates]:
             yield Duplicates(second, first, len(pairs), tuple(pairs[:EXAMPLES]))
 
 
+def _in_two_classes(pixels: Mapping[str, Pixels]) -> Iterator[InTwoClasses]:
+    for split, images in pixels.items():
+        first: dict[bytes, tuple[int, str]] = {}
+        pairs: dict[bytes, tuple[str, str]] = {}
+        rows = zip(images.fingerprints, images.labels.tolist(), images.names, strict=True)
+        for fingerprint, label, name in rows:
+            mark = fingerprint.tobytes()
+            other, where = first.setdefault(mark, (label, name))
+            if other != label:
+                pairs.setdefault(mark, (where, name))
+        if pairs:
+            yield InTwoClasses(split, len(pairs), tuple(pairs.values())[:EXAMPLES])
+
+
 def findings(card: DataCard, listing: Listing) -> list[Diagnostic]:
-    """Warnings that a card gives reason to: images in two splits, files that have changed."""
+    """Warnings that a card gives reason to: images in two splits or classes, files that have changed."""
     found = []
     for twice in card.duplicates:
         first, second = twice.examples[0]
@@ -126,6 +154,11 @@ def findings(card: DataCard, listing: Listing) -> list[Diagnostic]:
         message = f"{_files(twice.count)} of {twice.split} also in {twice.also_in}, {shown}"
         cure = "what is measured on them says too much: take them out of one of the two"
         found.append(Diagnostic("TLR403", message, listing.place, cure, severity="warning"))
+    for torn in card.in_two_classes:
+        first, second = torn.examples[0]
+        message = f"{_files(torn.count)} of {torn.split} in more than one class, such as {first} and {second}"
+        cure = f"{ONE_CLASS}: remove what is wrong"
+        found.append(Diagnostic("TLR402", message, listing.place, cure, severity="warning"))
     for split, part in card.splits.items():
         if part.changed:
             message = f"{_files(len(part.changed))} of {split} changed since an earlier run decoded them"

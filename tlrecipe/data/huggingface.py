@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlrecipe.data.labelled import labelled, quoted
+from tlrecipe.data.labelled import ONE_CLASS, labelled, quoted, several_at_once
 from tlrecipe.data.listing import Found, Item, Tree
 from tlrecipe.data.reading import read_bytes, reason_of
 from tlrecipe.language.diagnostics import TlrecipeError, did_you_mean
@@ -161,9 +161,12 @@ def _labels(
         texts = [None if value is None or value < 0 else feature.names[value] for value in values]
     elif isinstance(feature, datasets.Value) and ("int" in feature.dtype or "string" in feature.dtype):
         texts = [None if value is None else str(value) for value in values]
+        if several := several_at_once({text for text in texts if text is not None}):
+            message = f"labels of column `{spec.label}` are several classes at once: {quoted(several)}"
+            raise TlrecipeError.of("TLR402", message, path=("data", "label"), help=ONE_CLASS)
     else:
-        message = f"column `{spec.label}` holds {feature}: one class per image is learned"
-        raise TlrecipeError.of("TLR402", message, path=("data", "label"))
+        message = f"column `{spec.label}` holds {feature}"
+        raise TlrecipeError.of("TLR402", message, path=("data", "label"), help=ONE_CLASS)
     if None in texts:
         message = f"row {texts.index(None)} of a split has no label"
         raise TlrecipeError.of("TLR402", message, path=("data", "label"))

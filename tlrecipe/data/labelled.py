@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,11 @@ from tlrecipe.data.listing import Split, Tree
 from tlrecipe.language import diagnostics
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError, capped, did_you_mean
 
+ONE_CLASS = "tlrecipe learns one class per image"
+"""The cure for data with several labels to an image."""
+
 _SHOWN = 10
+_SEPARATORS = "|;,"
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,27 @@ def _strays(
                 f" the {classes:,} classes"
             )
             yield Diagnostic("TLR402", message, place, "labels count from 0; put the original files there")
+
+
+def several_at_once(labels: Collection[str]) -> list[str]:
+    """Labels that mean several classes: lists, and those whose parts between separators are found elsewhere.
+
+    A separator alone says nothing: `salt; pepper` may be one class, as long as neither `salt` nor `pepper` is
+    a label of its own, or part of another one.
+    """
+    found = {
+        label for label in labels if label[:1] == "[" and label[-1:] == "]" and ("," in label or '"' in label)
+    }
+    for separator in _SEPARATORS:
+        parts = {
+            label: [part.strip() for part in label.split(separator)] for label in labels if separator in label
+        }
+        seen = Counter(label for label in labels if label not in parts)
+        seen.update(part for inside in parts.values() for part in set(inside))
+        found.update(
+            label for label, inside in parts.items() if all(part and seen[part] > 1 for part in inside)
+        )
+    return sorted(found)
 
 
 def _problems(

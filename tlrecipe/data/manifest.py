@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlrecipe.data.folders import SPLIT_FOLDERS
-from tlrecipe.data.labelled import labelled
+from tlrecipe.data.labelled import ONE_CLASS, labelled, several_at_once
 from tlrecipe.data.listing import Found, Tree
 from tlrecipe.data.reading import file_stamp, read_bytes, reason_of
 from tlrecipe.language.diagnostics import Diagnostic, TlrecipeError, capped, did_you_mean
@@ -68,7 +69,12 @@ class _Table:
             return
         first = self._lines.setdefault(name, line)
         if first != line:
-            self._complain(line, f"`{name}` is in line {first} already", "an image has one row")
+            earlier = next((row.label for row in self._rows if row.name == name), None)
+            if earlier is None or earlier == self._labels.get(label):
+                self._complain(line, f"`{name}` is in line {first} already", "an image has one row")
+            else:
+                message = f"`{name}` is `{label}` here and `{list(self._labels)[earlier]}` in line {first}"
+                self._complain(line, message, ONE_CLASS)
         if group is not None:
             other, where = self._groups.setdefault(group, (split, line))
             if other != split:
@@ -79,6 +85,11 @@ class _Table:
 
     def found(self) -> Found:
         """All rows together. Raises what is wrong with them."""
+        for label in several_at_once(self._labels):
+            number = self._labels[label]
+            line = next(row.line for row in self._rows if row.label == number)
+            help = f"{ONE_CLASS}; if it is one class, write it in another way"
+            self._complain(line, f"`label` is several classes at once: `{label}`", help)
         if self._problems:
             raise TlrecipeError(capped(self._problems))
         self._lines.clear()
@@ -132,8 +143,7 @@ class _Table:
 
     def _text(self, line: int, column: str, value: Any) -> str:
         if isinstance(value, (list, tuple, dict)):
-            help = "tlrecipe learns one class per image; several labels for one image are not supported"
-            self._complain(line, f"`{column}` is not one value", help)
+            self._complain(line, f"`{column}` is not one value", ONE_CLASS)
         elif isinstance(value, (bool, float)):
             self._complain(line, f"`{column}` is {value!r}", "write a text or a whole number")
         elif value is None or str(value).strip() == "":
@@ -227,6 +237,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 raise TlrecipeError([_mistake(path, line, f"not JSON: {error}")]) from error
             if not isinstance(values, dict):
                 raise TlrecipeError([_mistake(path, line, "not a JSON object")])
+            _check_one_label(path, line, values)
             yield line, values
 
 
@@ -257,7 +268,16 @@ def _check_columns(path: Path, names: Any) -> None:
     missing = [f"`{name}`" for name in _NEEDED if name not in names]
     if missing:
         help = f"it has {', '.join(map(str, names))}" if names else "it is empty"
+        if names and "label" not in names:
+            help += f"; {ONE_CLASS}, which `label` names"
         raise TlrecipeError([_mistake(path, 1, f"no column {' and '.join(missing)}", help)])
+    _check_one_label(path, 1, names)
+
+
+def _check_one_label(path: Path, line: int, names: Iterable[str]) -> None:
+    if more := [f"`{name}`" for name in names if re.fullmatch(r"label[ _-]?\d+", name)]:
+        message = f"more columns of labels beside `label`: {', '.join(more)}"
+        raise TlrecipeError([_mistake(path, line, message, f"{ONE_CLASS}; rename what is no label")])
 
 
 _READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, Mapping[str, Any]]]]] = {

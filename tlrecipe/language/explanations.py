@@ -371,7 +371,8 @@ EXPLANATIONS: Mapping[str, Explanation] = {
     ),
     "TLR402": Explanation(
         "A class is a folder of images, and at least two of them are needed, none of them empty. Images"
-        " beside the folders of classes belong to none.",
+        " beside the folders of classes belong to none. Each image has one class: lists of labels are"
+        " refused, and a file that stands in two classes is warned about.",
         "Put every image into the folder of its class.",
         "$ mkdir -p empty/tulip empty/rose\n$ tlrecipe validate recipe.toml --set data.path=empty",
     ),
@@ -395,8 +396,9 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         "$ mkdir lily\n$ cp photos/rose/0.png lily\n$ mv lily photos\n$ tlrecipe validate recipe.toml",
     ),
     "TLR406": Explanation(
-        "A row of the table names no image, has no label, is there twice, or puts one group into two splits;"
-        " or a column is missing. Every row with a mistake is named with its line.",
+        "A row of the table names no image, has no label or several, is there twice, or puts one group into"
+        " two splits; or a column is missing, or there are several of labels. Every row with a mistake is"
+        " named with its line.",
         "Mend the lines that are named. `file_name` is relative to `root`, by default the table's folder.",
         "$ printf 'file_name,label\\nphotos/rose/0.png,\\n' > labels.csv\n"
         '$ tlrecipe validate recipe.toml --set \'data={source="manifest", path="labels.csv"}\'',

@@ -233,7 +233,10 @@ DataSpec = Annotated[
 # --------------------------------------------------------------------------- network
 
 
-ArgumentScalar = bool | int | float | Annotated[str, Field(max_length=100)]
+# No network has a width or a depth beyond, and a constructor counts to the number that it is given.
+ArgumentInteger = Annotated[int, Field(ge=-100_000, le=100_000)]
+ArgumentNumber = Annotated[float, Field(ge=-100_000, le=100_000)]
+ArgumentScalar = bool | ArgumentInteger | ArgumentNumber | Annotated[str, Field(max_length=100)]
 ArgumentList = Annotated[tuple[ArgumentScalar, ...], Field(strict=False, max_length=64)]
 Arguments = Annotated[dict[str, ArgumentScalar | ArgumentList], Field(max_length=64)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -11,10 +11,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from tlrecipe.language.diagnostics import TlrecipeError
@@ -22,11 +24,14 @@ from tlrecipe.language.spec import BackboneSpec, BundleBackbone, HeadSpec, Libra
 from tlrecipe.models import adapters, weights
 from tlrecipe.models.anatomy import module_facts, param_facts
 from tlrecipe.models.architecture import Architecture
-from tlrecipe.models.arguments import check_arguments, refused
+from tlrecipe.models.arguments import PLACE, check_arguments, refused
 from tlrecipe.models.bundle_record import BUNDLE, Ancestor, backbone_bundle, bad_bundle
 from tlrecipe.models.bundle_source import BundleArchitecture
 from tlrecipe.models.table import weights_kind
 from tlrecipe.planning.facts import ParamTable
+
+MOST_MODULES = 20_000
+"""Several times what the deepest networks of both libraries have; a constructor that makes more is stopped."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,10 @@ def build(spec: BackboneSpec, head: HeadSpec, classes: int, seed: int, size: int
         path = spec.weights if kind == "path" and isinstance(spec, LibraryBackbone) else None
         file = architecture.published() if path is None else weights.from_path(path)
         read = weights.read(file, spec.sha256)
+        if isinstance(architecture, BundleArchitecture):
+            # Only a network that is no larger than its file is given memory.
+            own = _own_outline(architecture)
+            weights.check_fit(own, read.state, architecture.heads(own), architecture.name)
     with _seeded(seed):
         if read is None:
             model = architecture.construct(classes, head.dropout, size)
@@ -160,18 +169,33 @@ def rebuild(config: Mapping[str, Any], classes: int) -> nn.Module:
 
     Raises TLR504 if the config does not say what to build.
     """
+    architecture, head, size = _recorded(config)
+    with _seeded(0):
+        return architecture.construct(classes, head.dropout, size).eval()
+
+
+def rebuilt_outline(config: Mapping[str, Any], classes: int) -> nn.Module:
+    """The network of :func:`rebuild` on the meta device: what a stranger's record asks for, before any
+    memory is given to it.
+
+    Raises what :func:`rebuild` raises, TLR113, and TLR114 for arguments that no recipe could give.
+    """
+    architecture, head, size = _recorded(config)
+    if architecture.args:
+        _check_arguments(architecture, "none", classes, size)
+    return _empty(architecture.name, lambda: architecture.construct(classes, head.dropout, size))
+
+
+def _recorded(config: Mapping[str, Any]) -> tuple[Architecture, HeadSpec, int | None]:
     try:
         said = config["tlrecipe"]
         if said["source"] not in ("timm", "torchvision"):
             raise ValueError(f"no library is called {said['source']!r}")
         args = dict(said.get("args", {}))
         architecture: Architecture = _library(said["source"]).resolve(said["name"], said["weights"], args)
-        head = HeadSpec(**said["head"])
-        size = None if said["size"] is None else int(said["size"])
+        return architecture, HeadSpec(**said["head"]), None if said["size"] is None else int(said["size"])
     except (KeyError, TypeError, ValueError) as error:
         raise TlrecipeError.of("TLR504", f"the config does not say what to build: {error}") from None
-    with _seeded(0):
-        return architecture.construct(classes, head.dropout, size).eval()
 
 
 # --------------------------------------------------------------------------- from spec to facts
@@ -213,10 +237,23 @@ def _resolve_bundle(spec: BundleBackbone) -> BundleArchitecture:
     try:
         network = _library(said.source).resolve(said.name, said.weights, {**said.args, **spec.args})
     except TlrecipeError as error:
-        reason = f"names no network: {error.diagnostics[0].message}"
-        (unusable,) = bad_bundle(folder / BUNDLE, reason).diagnostics
-        raise TlrecipeError([replace(unusable, path=("backbone", "path"))]) from error
+        raise _names_no_network(folder, error) from error
     return BundleArchitecture(folder, bundle, network)
+
+
+def _own_outline(architecture: BundleArchitecture) -> nn.Module:
+    """The network that a bundle says it is, on the meta device. Raises TLR504 where that is none."""
+    said = architecture.bundle
+    try:
+        return rebuilt_outline({"tlrecipe": said.backbone.model_dump()}, len(said.classes))
+    except TlrecipeError as error:
+        raise _names_no_network(architecture.folder, error) from error
+
+
+def _names_no_network(folder: Path, error: TlrecipeError) -> TlrecipeError:
+    reason = f"names no network: {error.diagnostics[0].message}"
+    (unusable,) = bad_bundle(folder / BUNDLE, reason).diagnostics
+    return TlrecipeError([replace(unusable, path=("backbone", "path"))])
 
 
 def _other_size(architecture: Architecture, size: int | None) -> int | None:
@@ -229,6 +266,8 @@ def _outlined(
     """The empty network, and its parameter table."""
     kind = _kind(spec)
     size = _other_size(architecture, size)
+    if isinstance(architecture, BundleArchitecture) and architecture.bundle.backbone.args:
+        _own_outline(architecture)
     if spec.args:
         _check_arguments(architecture, kind, classes, size)
     model = None if size is None else _proved(architecture, classes, head.dropout, size, kind != "none")
@@ -317,7 +356,7 @@ def _empty(name: str, construct: Callable[[], nn.Module]) -> nn.Module:
     places: tuple[Callable[[], AbstractContextManager[Any]], ...]
     places = (lambda: torch.device("meta"), _WeightsOnMeta, nullcontext)
     failure: Exception | None = None
-    with _seeded(0):
+    with _seeded(0), _counted(name):
         for place in places:
             try:
                 with place():
@@ -332,6 +371,28 @@ def _empty(name: str, construct: Callable[[], nn.Module]) -> nn.Module:
         path=("backbone", "name"),
         help="choose another architecture",
     )
+
+
+@contextmanager
+def _counted(name: str) -> Iterator[None]:
+    """Ends a constructor that makes layers without end, as arguments may ask for."""
+    count = 0
+
+    def one_more(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > MOST_MODULES:
+            raise TlrecipeError.of(
+                "TLR114",
+                f"`{name}` with these arguments has more than {MOST_MODULES:,} modules",
+                path=PLACE,
+            )
+
+    handle = register_module_module_registration_hook(one_more)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _WeightsOnMeta(TorchFunctionMode):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, get_args
@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tlrecipe.data.mixing import mix_of
+from tlrecipe.data.mixing import Mix, mix_of
 from tlrecipe.data.pixels import Pixels
 from tlrecipe.data.sampling import epoch_order
 from tlrecipe.language.diagnostics import TlrecipeError
@@ -450,8 +450,7 @@ class _Run:
         for start in range(0, len(ids), phase.batch_size):
             part = ids[start : start + phase.batch_size]
             labels = self._labels(train, part)
-            stream = key(self.plan.seed, phase.name, epoch, "mix")
-            mix = mix_of(phase.augment, key=stream, ids=part, order=order, side=phase.size)
+            mix = self._mix(phase, part, order, epoch)
             inputs = engine.inputs("train", part, epoch, mix)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=engine.choice.autocast):
                 logits = engine.network(*inputs)
@@ -471,7 +470,7 @@ class _Run:
         norm = nn.utils.get_total_norm(gradients)
         total, hits, size = torch.stack([loss_sum, correct, norm.to(self.device)]).tolist()
         if not (math.isfinite(total) and math.isfinite(size)):
-            raise self._not_finite(phase, engine, live, train, ids, epoch, total / len(ids), size)
+            raise self._not_finite(phase, engine, live, train, ids, order, epoch, total / len(ids), size)
         if phase.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(_parameters(live.optimizer), phase.clip_norm, norm)
         live.optimizer.step()
@@ -481,6 +480,10 @@ class _Run:
         state.correct += hits
         state.seen += len(ids)
         return float(total / len(ids))
+
+    def _mix(self, phase: PhasePlan, ids: Ids, order: Ids, epoch: int) -> Mix | None:
+        stream = key(self.plan.seed, phase.name, epoch, "mix")
+        return mix_of(phase.augment, key=stream, ids=ids, order=order, side=phase.size)
 
     def _seed(self, seed: int) -> None:
         # torch.manual_seed seeds every device that there could be, in milliseconds.
@@ -520,12 +523,17 @@ class _Run:
         live: _Live,
         train: Pixels,
         ids: Ids,
+        order: Ids,
         epoch: int,
         loss: float,
         norm: float,
     ) -> TlrecipeError:
         """The error for a step that must not be taken. The state before it is saved, where it is sound."""
-        cause = self._cause(phase, engine, train, ids, epoch, loss)
+        parts = [ids[start : start + phase.batch_size] for start in range(0, len(ids), phase.batch_size)]
+        mixes = [self._mix(phase, part, order, epoch) for part in parts]
+        cause = self._cause(phase, engine, train, list(zip(parts, mixes, strict=True)), epoch, loss)
+        partners = [number for mix in mixes if mix is not None for number in mix.partners]
+        mixed_in = f"; mixed with {_listed(_names(train, partners))}" if partners else ""
         live.statistics.put_back()
         # What makes the state unsound is the cause already; a disk that is full is not what matters now.
         with suppress(TlrecipeError):
@@ -535,25 +543,30 @@ class _Run:
             "TLR701",
             f"loss {loss:.4g} with gradient norm {norm:.4g} in phase `{phase.name}`, step"
             f" {self.state.step + 1} of {phase.steps}, at the rates {rates}; first not finite: {cause};"
-            f" images of the batch: {_listed([train.names[int(index) % len(train)] for index in ids])}",
+            f" images of the batch: {_listed(_names(train, ids))}{mixed_in}",
             help="the network was not changed by this step; lower `lr`, add a warm-up or `clip_norm`",
         )
 
     def _cause(
-        self, phase: PhasePlan, engine: Engine, train: Pixels, ids: Ids, epoch: int, loss: float
+        self,
+        phase: PhasePlan,
+        engine: Engine,
+        train: Pixels,
+        parts: Sequence[tuple[Ids, Mix | None]],
+        epoch: int,
+        loss: float,
     ) -> str:
         """The first tensor of a step that is not finite, in the order in which they came to be."""
         moving = freezing.moving_tensors(self.model, phase)
         weights = [(f"`{name}`", moving[name]) for name in moving if name in phase.trainable]
         if (name := numerics.first_not_finite(weights)) is not None:
             return name
-        for start in range(0, len(ids), phase.batch_size):
-            part = ids[start : start + phase.batch_size]
-            inputs = engine.inputs("train", part, epoch)
-            for tensor in inputs:
-                if rows := numerics.rows_not_finite(tensor):
-                    names = [train.names[int(part[row]) % len(train)] for row in rows]
-                    return f"the input made of {_listed(names)}"
+        for part, mix in parts:
+            for ids in (part,) if mix is None else (part, mix.partners):
+                for tensor in engine.inputs("train", ids, epoch):
+                    if rows := numerics.rows_not_finite(tensor):
+                        return f"the input made of {_listed(_names(train, ids[rows]))}"
+            inputs = engine.inputs("train", part, epoch, mix)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=engine.choice.autocast):
                 module = numerics.origin(engine.network, inputs)
             if module is not None:
@@ -922,6 +935,11 @@ def _rates(phase: PhasePlan, step: int) -> dict[str, float]:
     for group, rate in zip(phase.groups, phase.rates(step), strict=True):
         rates[group.name] = max(rate, rates.get(group.name, 0.0))
     return rates
+
+
+def _names(pixels: Pixels, numbers: Iterable[int]) -> list[str]:
+    """Names of the images that sample numbers stand for."""
+    return [pixels.names[int(number) % len(pixels)] for number in numbers]
 
 
 def _listed(names: Sequence[str], limit: int = 8) -> str:
