@@ -135,7 +135,7 @@ def write_atomic(
             descriptor = operations.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
                 for chunk in chunks:
-                    _write_all(descriptor, chunk)
+                    write_all(descriptor, chunk)
                 if sync:
                     # Never repeated: the kernel reports a failed write-back once and then forgets it.
                     operations.fsync(descriptor)
@@ -159,7 +159,7 @@ def append_line(path: Path, line: str, *, sync: bool = True) -> None:
         try:
             before = os.fstat(descriptor).st_size
             try:
-                _write_all(descriptor, data)
+                write_all(descriptor, data)
             except OSError:
                 # A device has no length to go back to.
                 with contextlib.suppress(OSError):
@@ -173,10 +173,20 @@ def append_line(path: Path, line: str, *, sync: bool = True) -> None:
         raise disk_error("write", path, error, len(data)) from error
 
 
+def write_all(descriptor: int, data: Buffer) -> None:
+    """Write to an open file until nothing is left: the system may take less than it is given. Raises
+    ``OSError``."""
+    rest = memoryview(data)
+    if rest.nbytes:  # an empty view cannot be cast
+        rest = rest.cast("B")
+    while rest:
+        rest = rest[operations.write(descriptor, rest) :]
+
+
 def write_truncated(descriptor: int, data: Buffer) -> None:
     """Replace what an open file holds. Not atomic: for a file that only its holder means, such as a lock."""
     operations.truncate(descriptor, 0)
-    _write_all(descriptor, data)
+    write_all(descriptor, data)
 
 
 @contextlib.contextmanager
@@ -371,15 +381,6 @@ def _removed_on_failure(temporary: Path) -> Iterator[None]:
         with contextlib.suppress(OSError, TlrecipeError):
             remove(temporary)
         raise
-
-
-def _write_all(descriptor: int, data: Buffer) -> None:
-    """Write until nothing is left: the system may take less than it is given."""
-    rest = memoryview(data)
-    if rest.nbytes:  # an empty view cannot be cast
-        rest = rest.cast("B")
-    while rest:
-        rest = rest[operations.write(descriptor, rest) :]
 
 
 def _reason(error: OSError) -> str:

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import sys
 import zlib
 from collections.abc import Iterator
@@ -78,10 +77,10 @@ def opened(folder: Path, key: str, limit: int = LIMIT_BYTES) -> Iterator[Shelf |
     where the block was left by an error. None where the disk refuses."""
     place = folder / key
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        files.make_folder(place)
         _make_room(folder, key, limit)
         shelf = Shelf(place, limit)
-    except OSError:  # a cache that cannot be written is no reason to stop
+    except (OSError, TlrecipeError):  # a cache that cannot be written is no reason to stop
         yield None
         return
     try:
@@ -98,9 +97,7 @@ class Shelf:
         self._room = limit
         self._rows = _read_index(place / "index.npy")
         self._added: list[tuple[Any, ...]] = []
-        self._pixels = os.open(
-            place / "pixels.bin", os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666
-        )
+        self._pixels = files.operations.open(place / "pixels.bin", os.O_RDWR | os.O_CREAT)
         # A second process reads beside the first, and does not add.
         self._writes = _locked(self._pixels)
         self._end = os.lseek(self._pixels, 0, os.SEEK_END)
@@ -158,7 +155,7 @@ class Shelf:
                 np.save(content, rows[first], allow_pickle=False)
                 files.write_atomic(self._place / "index.npy", content.getvalue())
             with suppress(OSError):
-                os.utime(self._place)
+                files.touch(self._place)
         except (OSError, TlrecipeError):
             pass  # the disk is full: later runs decode again
         finally:
@@ -168,9 +165,7 @@ class Shelf:
         data = self._buffer.getvalue()
         try:
             os.lseek(self._pixels, self._end, os.SEEK_SET)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._pixels, view) :]
+            files.write_all(self._pixels, data)
         except OSError:
             self._writes = False
             self._added.clear()
@@ -209,5 +204,6 @@ def _make_room(folder: Path, keep: str, limit: int) -> None:
     total = sum(sizes.values())
     for place in sorted(places, key=lambda place: place.stat().st_mtime):
         if total > limit and place.name != keep:
-            shutil.rmtree(place, ignore_errors=True)
+            with suppress(TlrecipeError):
+                files.remove(place)
             total -= sizes[place]
