@@ -34,6 +34,7 @@ from tlrecipe.language.spec import DataSpec, Recipe
 from tlrecipe.models.backbones import Backbone, rebuild
 from tlrecipe.models.bundle_record import BUNDLE, WEIGHTS, Bundle, bad_bundle, find_bundle, read_bundle
 from tlrecipe.models.fast import native_bf16
+from tlrecipe.models.forked import refuse_dead_threads
 from tlrecipe.models.inference import Inference
 from tlrecipe.planning.facts import Preprocessing
 
@@ -167,8 +168,9 @@ class Model:
         """Load and check a bundle: ``folder``, or the folder ``model`` of the run directory ``folder``.
 
         Raises TLR504 where there is none, or where a file is missing, damaged, of another format, or does
-        not fit the others.
+        not fit the others, and RuntimeError where this process was forked too late to compute.
         """
+        refuse_dead_threads()
         folder = find_bundle(Path(folder))
         bundle = read_bundle(folder)
         digest = files.sha256(folder / WEIGHTS, code="TLR504")
@@ -208,8 +210,10 @@ class Model:
     ) -> Iterator[Prediction]:
         """One prediction per file, in the order given; a file that cannot be used has its error instead.
 
-        ``top`` is how many of the most probable classes each prediction lists.
+        ``top`` is how many of the most probable classes each prediction lists. Raises RuntimeError where this
+        process was forked too late to compute.
         """
+        refuse_dead_threads()
         decoded = decode_files([Path(path) for path in paths], self.preprocessing)
         while batch := list(itertools.islice(decoded, batch_size)):
             images = [image for _, image in batch if isinstance(image, Tensor)]

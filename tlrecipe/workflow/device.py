@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from tlrecipe.models.forked import refuse_dead_threads
+
 DEVICES = ("auto", "cpu", "cuda")
 
 
 def pick_device(wanted: torch.device | str) -> torch.device:
-    """The device for ``auto``, ``cpu`` or ``cuda``. Raises ValueError where there is no such device."""
+    """The device for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises ValueError where there is no such device, and RuntimeError where this process was forked too late
+    to compute at all.
+    """
+    refuse_dead_threads()
     if isinstance(wanted, torch.device):
         return wanted
     if wanted not in DEVICES:
