@@ -91,7 +91,10 @@ def _read(path: Path, digest: str) -> Saved:
         raise TlrecipeError.of("TLR602", "its bytes are not those of its name")
     try:
         length = int.from_bytes(content[:8], "little")
-        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["tlrecipe"])
+        about = json.loads(
+            json.loads(content[8 : 8 + length])["__metadata__"]["tlrecipe"],
+            object_pairs_hook=_without_doubles,
+        )
         if about["format"] != _FORMAT:
             raise TlrecipeError.of(
                 "TLR602", f"it has format {about['format']!r}, and this version reads {_FORMAT}"
@@ -100,6 +103,13 @@ def _read(path: Path, digest: str) -> Saved:
         return Saved(path, tensors, dict(about["values"]), dict(about["run"]))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise TlrecipeError.of("TLR602", f"it cannot be read: {type(error).__name__}") from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a key is there twice")
+    return table
 
 
 def _named(folder: Path) -> list[tuple[Path, re.Match[str]]]:

@@ -42,7 +42,7 @@ class RunDirectory:
         Raises TLR601 where another process works in it, and where it holds a link or a pipe: a run
         directory may come from a stranger, and what is written into it must not land elsewhere.
         """
-        _refuse_special(path)
+        refuse_special(path)
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
@@ -127,7 +127,9 @@ class RunDirectory:
         self.close()
 
 
-def _refuse_special(path: Path) -> None:
+def refuse_special(path: Path) -> None:
+    """Raise TLR601 where the folder ``path`` holds a link or a pipe: through it, what a stranger sent would
+    read or write elsewhere."""
     try:
         with os.scandir(path) as entries:
             for entry in entries:
