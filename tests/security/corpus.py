@@ -325,7 +325,7 @@ def run_directories(folder: Path, stopped: Path, outside: Path) -> dict[str, Pat
     (root / "model").symlink_to(outside / "model", target_is_directory=True)
 
     for name, change in _CHECKPOINT_CHANGES.items():
-        _rewrite_checkpoints(new(name), change)
+        _rewrite_checkpoints(new(name), lambda about, change=change: _changed(about, change))
     root = new("checkpoint-pickled")
     for path in (root / "checkpoints").iterdir():
         path.unlink()
@@ -342,15 +342,19 @@ def run_directories(folder: Path, stopped: Path, outside: Path) -> dict[str, Pat
     return found
 
 
-def _rewrite_checkpoints(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def _changed(about: dict[str, Any], change: Callable[[dict[str, Any]], object]) -> str:
+    change(about)
+    return json.dumps(about)
+
+
+def _rewrite_checkpoints(root: Path, said: Callable[[dict[str, Any]], str]) -> None:
+    """Put other plain values into all checkpoints, of which ``said`` gives the JSON; digests stay sound."""
     for path in (root / "checkpoints").iterdir():
         content = path.read_bytes()
         length = int.from_bytes(content[:8], "little")
         about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["tlrecipe"])
-        change(about)
-        tensors = safetensors.torch.load(content)
-        told = {"tlrecipe": json.dumps(about)}
-        content = b"".join(bytes(piece) for piece in pieces(tensors, told))
+        told = {"tlrecipe": said(about)}
+        content = b"".join(bytes(piece) for piece in pieces(safetensors.torch.load(content), told))
         path.unlink()
         name = f"{path.name[:8]}-{hashlib.sha256(content).hexdigest()}.safetensors"
         (path.parent / name).write_bytes(content)
@@ -362,6 +366,139 @@ _CHECKPOINT_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "numerics-are-text": lambda about: about["run"].update(numerics=BAD_NAME),
     "run-is-empty": lambda about: about["run"].clear(),
 }
+
+_NESTED: Any = []
+for _ in range(900):  # as much as a reader of JSON takes, and more than what comes after it may
+    _NESTED = [_NESTED]
+
+_ODD: Mapping[str, Any] = {
+    "text": BAD_NAME,
+    "code": "__import__('os').mkdir('owned')",
+    "none": None,
+    "true": True,
+    "negative": -1,
+    "fraction": 0.5,
+    "huge": 10**30,
+    "nan": float("nan"),
+    "infinite": float("inf"),
+    "list": [BAD_NAME],
+    "table": {BAD_NAME: 1},
+    "deep": _NESTED,
+    "surrogate": "\ud800",
+}
+
+_PLACES: Mapping[str, Callable[[dict[str, Any]], tuple[dict[str, Any], str]]] = {
+    "format": lambda about: (about, "format"),
+    "values": lambda about: (about, "values"),
+    "run": lambda about: (about, "run"),
+    "state": lambda about: (about["values"], "state"),
+    "choices": lambda about: (about["values"], "choices"),
+    "precision": lambda about: (about["values"], "precision"),
+    "stateless": lambda about: (about["values"], "stateless"),
+    "phase": lambda about: (about["values"]["state"], "phase"),
+    "step": lambda about: (about["values"]["state"], "step"),
+    "records": lambda about: (about["values"]["state"], "records"),
+    "loss": lambda about: (about["values"]["state"], "loss_sum"),
+    "best": lambda about: (about["values"]["state"], "best"),
+    "clocks": lambda about: (about["values"]["state"], "clocks"),
+    "results": lambda about: (about["values"]["state"], "results"),
+    "choice": lambda about: (about["values"]["choices"][0], "mode"),
+    "cut": lambda about: (about["values"]["choices"][0], "cut"),
+    "classes": lambda about: (about["run"], "classes"),
+    "pixels": lambda about: (about["run"], "pixels"),
+    "numerics": lambda about: (about["run"], "numerics"),
+}
+
+
+def _odd(place: str, value: Any) -> Callable[[dict[str, Any]], str]:
+    def said(about: dict[str, Any]) -> str:
+        table, key = _PLACES[place](about)
+        table[key] = value
+        return json.dumps(about)
+
+    return said
+
+
+def checkpoints(folder: Path, stopped: Path) -> dict[str, Path]:
+    """Run directories whose checkpoints are whole, and say what no run of theirs can have said."""
+    folder.mkdir()
+    texts: dict[str, Callable[[dict[str, Any]], str]] = {
+        "no-json": lambda about: BAD_NAME,
+        "deep": lambda about: "[" * 100_000,
+        "deep-inside": lambda about: json.dumps(about).replace('"best": null', '"best": ' + "[" * 100_000),
+        "twice": lambda about: json.dumps(about)[:-1] + ', "format": 1}',
+        "twice-inside": lambda about: json.dumps(about).replace('"phase": ', '"phase": 0, "phase": ', 1),
+        "many-digits": lambda about: json.dumps(about).replace('"step": ', '"step": ' + "9" * 5000, 1),
+        "step-too-far": _odd("step", 10**9),
+        "phase-too-far": _odd("phase", 10**9),
+        "records-too-many": _odd("records", 10**9),
+        "stateless-is-unknown": _odd("stateless", ["../../etc/passwd"]),
+    }
+    # Each kind of value in a few places, and each place with a few kinds: all of both would be hundreds.
+    kinds = list(_ODD)
+    for number, place in enumerate(_PLACES):
+        for kind in (kinds[(number + step) % len(kinds)] for step in (0, 5)):
+            texts[f"{place}-{kind}"] = _odd(place, _ODD[kind])
+    found = {}
+    for name, said in texts.items():
+        found[name] = Path(shutil.copytree(stopped, folder / name))
+        _rewrite_checkpoints(found[name], said)
+    return found
+
+
+def reported(folder: Path, finished: Path, secret: Path) -> dict[str, Path]:
+    """Finished run directories, of which one file each is hostile: for what is made of them."""
+    folder.mkdir()
+    found = {}
+
+    def new(name: str, file: str, content: bytes) -> Path:
+        root = found[name] = Path(shutil.copytree(finished, folder / name))
+        (root / file).unlink()
+        if content:
+            (root / file).write_bytes(content)
+        return root / file
+
+    for file in _READ:
+        sound = (finished / file).read_bytes()
+        stem = file.rpartition("/")[2].replace(".", "-")
+        new(f"{stem}-deep", file, b"[" * 100_000)
+        new(f"{stem}-binary", file, bytes(range(256)))
+        new(f"{stem}-link", file, b"").symlink_to(secret / "key.png")
+        os.mkfifo(new(f"{stem}-pipe", file, b""))
+        if not file.endswith("json"):
+            continue
+        value = json.loads(sound)
+        for kind in ("text", "none", "nan", "huge", "negative", "list"):
+            other = json.dumps(_leaves(value, _ODD[kind])).encode()
+            new(f"{stem}-{kind}", file, other)
+        new(f"{stem}-keys", file, json.dumps(_leaves(value, None, keys=True)).encode())
+    rows = (finished / "metrics.jsonl").read_text().splitlines()
+    values = [json.dumps(_leaves(json.loads(row), float("nan"))) for row in rows]
+    new("metrics-nan", "metrics.jsonl", "\n".join(values).encode())
+    root = new("predictions-names", "predictions.csv", b"").parent
+    lines = (finished / "predictions.csv").read_text().splitlines()
+    odd = (BAD_NAME, FORMULA, "<script>alert(1)</script>", "../../etc/passwd")
+    named = [
+        lines[0],
+        *(",".join([f'"{name}"', *line.split(",")[1:]]) for name, line in zip(odd, lines[1:], strict=False)),
+    ]
+    (root / "predictions.csv").write_text("\n".join(named) + "\n")
+    return found
+
+
+_READ = (
+    *("plan.json", "result.json", "environment.json", "evaluation.json", "plots/thumbnails.json"),
+    *("model/bundle.json", "predictions.csv", "metrics.jsonl", "recipe.resolved.toml"),
+)
+
+
+def _leaves(value: Any, other: Any, *, keys: bool = False) -> Any:
+    """Plain values with ``other`` in the place of all that is no table or list; or with hostile keys."""
+    if isinstance(value, dict):
+        return {BAD_NAME + key if keys else key: _leaves(v, other, keys=keys) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_leaves(item, other, keys=keys) for item in value]
+    return value if keys else other
 
 
 def bundles(folder: Path, sound: Path, secret: Path, canary: Path) -> dict[str, Path]:

@@ -89,15 +89,20 @@ def guarded(place: Place, cases: list[dict[str, Any]]) -> dict[str, Any]:
     return answered
 
 
+def stopped_copy(folder: Path, finished: Path) -> Path:
+    """A run directory like ``finished``, of a run that can be resumed."""
+    shutil.copytree(finished, folder)
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "model")
+    return folder
+
+
 def cases_of(place: Place, finished: Path) -> list[dict[str, Any]]:
     """Every command on every file of the corpus that it reads."""
     out = place.own / "out"
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     cases: list[dict[str, Any]] = []
-    stopped = place.own / "stopped"
-    shutil.copytree(finished, stopped)
-    (stopped / "result.json").unlink()
-    shutil.rmtree(stopped / "model")
+    stopped = stopped_copy(place.own / "stopped", finished)
 
     def add(name: str, *arguments: object, **more: object) -> None:
         cases.append({"name": name, "arguments": [str(item) for item in arguments], **more})
@@ -170,7 +175,11 @@ def cases_of(place: Place, finished: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.case("E11", "I12", "W04", "W05")
 def test_no_file_of_a_stranger_makes_a_command_do_what_it_should_not(place: Place, finished: Path) -> None:
-    cases = cases_of(place, finished)
+    answers_that_are_in_order(place, cases_of(place, finished))
+
+
+def answers_that_are_in_order(place: Place, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """The answers of all cases, after it was seen that nothing else came of them."""
     before = _state(place)
     answered = guarded(place, cases)
     problems = []
@@ -187,6 +196,63 @@ def test_no_file_of_a_stranger_makes_a_command_do_what_it_should_not(place: Plac
     assert _state(place) == before
     # A hook that sees no writing and no reading would prove nothing.
     assert {"open", "os.rename", "os.mkdir"} <= set(answered["seen"])
+    answers: dict[str, Any] = answered["answers"]
+    return answers
+
+
+def more_cases_of(place: Place, finished: Path) -> list[dict[str, Any]]:
+    """The commands that make something else of such files, and hostile words in the place of names."""
+    out = place.own / "out"
+    cases: list[dict[str, Any]] = []
+
+    def add(name: str, *arguments: object, **more: object) -> None:
+        cases.append({"name": name, "arguments": [str(item) for item in arguments], **more})
+
+    stopped = stopped_copy(place.own / "halted", finished)
+    for name, path in corpus.checkpoints(out / "checkpoints", stopped).items():
+        add(f"checkpoint {name}", "resume", path, "--device", "cpu")
+    for name, path in corpus.reported(place.sent / "reported", finished, place.secret).items():
+        page = out / f"{len(cases)}.html"
+        add(f"report {name}", "report", path, "-o", page)
+        add(f"compare {name}", "compare", finished, path, "-o", out / f"compared-{len(cases)}.html")
+    data = corpus.data_folders(place.sent / "folders", place.secret) | corpus.archives(place.sent / "packed")
+    sound = place.own / "tiny.toml"
+    for name, path in data.items():
+        add(f"new {name}", "new", path, "-o", out / f"{len(cases)}.toml", folder=str(place.own))
+        given = ("--set", f"data.path={json.dumps(str(path))}")
+        add(f"preview {name}", "preview", sound, *given, "-o", out / f"{len(cases)}.png")
+    code = {"folder": str(data["code"])}
+    add("new here", "new", "-o", "-", **code)
+    for command in (("doctor",), ("doctor", "--json"), ("cache", "list"), ("cache", "path"), ("schema",)):
+        add(" ".join(command), *command, **code)
+    for word in (corpus.BAD_NAME, corpus.FORMULA, corpus.SHELL, "../../secret/key.png", "-" * 9, "{" * 200):
+        short = ascii(word)[:20]
+        for command in ("run", "resume", "validate", "explain", "preview", "new", "report", "compare"):
+            add(f"{command} called {short}", command, "--", word, **code)
+        add(f"params {short}", "params", sound, "--", word)
+        add(f"set {short}", "explain", sound, "--set", word)
+        add(f"set to {short}", "explain", sound, "--set", f"backbone.name={word}")
+        add(f"predict {short}", "predict", finished, "--device", "cpu", "--", word, place.secret / word)
+        add(f"evaluate {short}", "evaluate", finished, "--device", "cpu", "--data", word)
+        add(f"list {short}", "list", "backbones", "--", word)
+        add(f"plot {short}", "explain", sound, "--plot", out / word.replace("/", "_"))
+        add(f"completion {short}", "completion", "--", word)
+    return [*cases, {"name": "cache clear", "arguments": ["cache", "clear"], **code}]
+
+
+@pytest.mark.case("C22", "E04")
+def test_what_is_made_of_a_stranger_s_files_is_only_what_was_asked_for(place: Place, finished: Path) -> None:
+    (place.own / "out").mkdir(exist_ok=True)
+    cases = more_cases_of(place, finished)
+    answered = answers_that_are_in_order(place, cases)
+    for name, answer in answered.items():
+        if name.startswith("checkpoint "):
+            assert (name, answer["code"]) == (name, 6), answer["stderr"]
+    pages = list((place.own / "out").glob("*.html"))
+    assert len(pages) > 10
+    for page in pages:
+        assert not ACTING.search(page.read_text()), page
+        assert "alert(1)</script>" not in page.read_text(), page
 
 
 def _state(place: Place) -> dict[str, object]:

@@ -89,6 +89,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_harmless,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -112,6 +113,11 @@ def render(template: str, context: Mapping[str, Any]) -> str:
         svg=lambda figure, extra="": Markup(figure.svg(extra)),
         meter=lambda *values: Markup(charts.meter(*values)),
     )
+
+
+def _harmless(value: Any) -> Any:
+    """What is printed without a filter may be foreign too."""
+    return text.visible(value) if type(value) is str else value
 
 
 def _asset(name: str) -> str:
