@@ -40,9 +40,12 @@ class Row:
     @property
     def equal(self) -> bool:
         """Whether both sides are equally accurate; faster and worse does not count."""
-        if self.accuracies is None:
-            return True
-        return abs(self.accuracies[0] - self.accuracies[1]) * 100 <= ACCURACY_POINTS
+        return abs(self._better) <= ACCURACY_POINTS
+
+    @property
+    def _better(self) -> float:
+        """Points by which ours is more accurate."""
+        return 0.0 if self.accuracies is None else (self.accuracies[0] - self.accuracies[1]) * 100
 
     def reaches(self, goal: float) -> bool:
         return self.equal and (self.ratio >= goal if self.larger_is_better else self.ratio <= goal)
@@ -50,7 +53,8 @@ class Row:
     @property
     def verdict(self) -> str:
         if not self.equal:
-            return f"no: accuracies differ by more than {ACCURACY_POINTS} points"
+            which = "more" if self._better > 0 else "less"
+            return f"not compared: ours is {abs(self._better):.1f} points {which} accurate"
         if self.reaches(self.aim):
             return "yes, aim"
         return "yes" if self.reaches(self.least) else "no"

@@ -15,7 +15,7 @@ from PIL import Image
 from tlrecipe.artifacts.predictions import write_evaluated
 from tlrecipe.artifacts.report.findings import Predictions
 from tlrecipe.artifacts.report.thumbnails import THUMBNAILS, data_url, shown
-from tlrecipe.data.card import DataCard, Duplicates, SplitCard
+from tlrecipe.data.card import DataCard, Duplicates, InTwoClasses, SplitCard
 from tlrecipe.training.evaluate import Evaluation
 
 DIGEST = "3f" * 32
@@ -54,6 +54,7 @@ def card_of(classes: Sequence[str], **found: Any) -> DataCard:
         "imbalance": max(counts.values()) / min(counts.values()),
         "splits": dict.fromkeys(("train", "val", "test"), part),
         "duplicates": (Duplicates("test", "train", 3, (pair,)),),
+        "in_two_classes": (InTwoClasses("train", 1, (pair,)),),
         "ignored": {"hidden": 2},
     }
     return DataCard(**values | found)

@@ -275,7 +275,6 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an argument of the builder": (lambda b: asks_for(b, scriptable=True), "`scriptable` is no argument"),
     "a huge width": (lambda b: asks_for(b, stem_width=10**9), "`backbone.args.stem_width"),
     "a wide network": (lambda b: asks_for(b, stem_width=99_999), "does not fit `test_resnet`"),
-    "a deep network": (lambda b: asks_for(b, layers=[99_999] * 4), "more than 20,000 modules"),
     "another network": (
         lambda b: b["backbone"].update(name="resnet152"),
         "does not fit `resnet152`",
@@ -307,8 +306,14 @@ def test_a_network_that_is_larger_than_its_weights_is_given_no_memory(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tlrecipe.artifacts.bundle.rebuild", lambda *_: pytest.fail("it was built"))
-    edit(bundle, lambda b: asks_for(b, layers=[90, 90, 90, 90]))
-    refused(bundle, "does not fit `test_resnet`")
+    edit(bundle, lambda b: b["backbone"].update(name="resnet152"))
+    refused(bundle, "does not fit `resnet152`")
+
+
+@pytest.mark.case("E11")
+def test_a_network_of_endless_modules_is_not_made(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlrecipe.models.backbones.MOST_MODULES", 10)
+    refused(bundle, "more than 10 modules")
 
 
 @pytest.mark.parametrize(

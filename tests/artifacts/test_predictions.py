@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlrecipe import files
-from tlrecipe.artifacts.predictions import Prediction, inputs, write_predictions
+from tlrecipe.artifacts.predictions import Prediction, cell_of, inputs, write_predictions
 from tlrecipe.language.diagnostics import TlrecipeError
 
 AWKWARD = [
@@ -41,17 +40,12 @@ def parse(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def text_of(cell: str) -> str:
-    """What a cell stands for: the apostrophe in front of a formula is not part of it."""
-    return cell[1:] if re.match("'+[=+\\-@\t\r＝＋－＠]", cell) else cell
-
-
 @pytest.mark.case("E04")
 def test_csv_parses_to_what_was_written(tmp_path: Path) -> None:
     write_predictions(rows(), tmp_path / "out.csv")
     parsed = parse(tmp_path / "out.csv")
     assert list(parsed[0]) == ["file", "label", "probability", "error"]
-    assert [text_of(row["label"]) for row in parsed] == [*AWKWARD, ""]
+    assert [cell_of(row["label"]) for row in parsed] == [*AWKWARD, ""]
     assert [row["file"] for row in parsed][-1] == "bad\n.png"
     assert parsed[0]["probability"] == "0.750000"
     assert parsed[-1] == {"file": "bad\n.png", "label": "", "probability": "", "error": "no, image"}
@@ -64,7 +58,7 @@ def test_any_class_name_survives_csv(label: str, tmp_path_factory: pytest.TempPa
     path = tmp_path_factory.mktemp("csv") / "out.csv"
     write_predictions([Prediction(label, label, 1.0, None)], path)
     (row,) = parse(path)
-    assert (text_of(row["file"]), text_of(row["label"])) == (label, label)
+    assert (cell_of(row["file"]), cell_of(row["label"])) == (label, label)
 
 
 @pytest.mark.case("E04")

@@ -195,8 +195,8 @@ def test_weights_that_overflow_are_named_and_not_saved(monkeypatch: pytest.Monke
 def test_a_finite_loss_with_an_infinite_gradient_names_the_layer_that_it_comes_from() -> None:
     model = net()
     blocks = model.blocks
-    # Two steps are timed before the first is made.
-    blocks[1] = nn.Sequential(blocks[1], FromCall(lambda x: Breaking.apply(x, INF), start=4))
+    # Three steps are timed before the first is made.
+    blocks[1] = nn.Sequential(blocks[1], FromCall(lambda x: Breaking.apply(x, INF), start=5))
     message = stopped(model, phase=[phase(freeze=[])], compute={"features": "off"})
     assert "step 2 of 10" in message
     assert re.match(r"loss [01]\.\d+ with gradient norm nan", message)

@@ -120,6 +120,11 @@ def _inert(cell: str) -> str:
     return f"'{cell}" if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
 
 
+def cell_of(written: str) -> str:
+    """The text that a cell of a CSV file was made of."""
+    return written[1:] if written.startswith("'") and _inert(written[1:]) == written else written
+
+
 def _number(probability: float | None) -> str:
     return "" if probability is None else f"{probability:.6f}"
 

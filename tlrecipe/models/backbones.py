@@ -31,7 +31,7 @@ from tlrecipe.models.table import weights_kind
 from tlrecipe.planning.facts import ParamTable
 
 MOST_MODULES = 20_000
-"""Several times what the deepest networks of both libraries have; a constructor that makes more is stopped."""
+"""Several times what the deepest networks of both libraries have; a constructor of more is stopped."""
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from tlrecipe.planning.explain import PrefixFacts
 from tlrecipe.planning.facts import Preprocessing
 from tlrecipe.planning.plan import PhasePlan, Plan
 from tlrecipe.training import freezing
-from tlrecipe.training.survey import split_phase, views_of
+from tlrecipe.training.survey import only_a_head, split_phase, views_of
 
-# Images in the largest pass through a frozen prefix on a CPU.
+# Images in the largest pass through a frozen prefix on a CPU; in bfloat16 twice as many take the same bytes.
 _CHUNK = 32
 # Compiled kernels, their scratch memory and the allocator's slack: what three measured runs took beyond
 # the tensors (40 to 130 MB).
@@ -229,7 +229,9 @@ def _work_bytes(plan: Plan, phase: PhasePlan, model: nn.Module, parts: Split) ->
     """Most bytes that a phase's work takes at once, beside the network and the images; None if unknown."""
     try:
         work = _phase_bytes(plan, phase, model, parts)
-        if phase.index + 1 == len(plan.phases):
+        # A frozen part that is all but the head is what the last evaluation runs.
+        counted = parts.prefix is not None and only_a_head(parts.suffix)
+        if phase.index + 1 == len(plan.phases) and not counted:
             model.eval()
             work = max(work, _pass_bytes(model, phase.size, _CHUNK))
     except Exception:  # not everything that a network may do can be done without values

@@ -524,7 +524,7 @@ def _data(record: Record) -> dict[str, Any]:
     return {
         "counts": [(_SPLITS[name], number) for name, number in counts],
         "table": record.recipe.get("data", {}),
-        "preprocessing": Preprocessing.from_dict(plan.preprocessing),
+        "preprocessing": Preprocessing.from_dict(plan.preprocessing.model_dump()),
         "card": record.card,
         **(_card(record.card, plan.classes) if record.card else {}),
     }

@@ -26,11 +26,13 @@ from pydantic import (
 )
 
 from tlrecipe import files
+from tlrecipe.artifacts.predictions import cell_of
 from tlrecipe.artifacts.report.findings import Predictions
 from tlrecipe.artifacts.report.thumbnails import THUMBNAILS
 from tlrecipe.artifacts.rundir import refuse_special
 from tlrecipe.language.diagnostics import TlrecipeError
 from tlrecipe.language.spec import ScheduleSpec
+from tlrecipe.planning.facts import CropMode
 from tlrecipe.planning.schedules import factor
 
 PREDICTIONS = "predictions.csv"
@@ -198,7 +200,8 @@ class Prepared(_Part):
     """``preprocessing`` in ``plan.json``."""
 
     size: Steps
-    crop_pct: Annotated[float, Field(gt=1e-6, le=1)]
+    crop_pct: Annotated[float, Field(gt=1e-6, le=2)]
+    crop_mode: CropMode = "center"
     interpolation: str
     mean: tuple[Number, ...]
     std: tuple[Number, ...]
@@ -296,12 +299,21 @@ class CardTwice(_Part):
     examples: tuple[tuple[str, str], ...]
 
 
+class CardTorn(_Part):
+    """Images in two classes of a split in ``data.json``."""
+
+    split: str
+    count: int
+    examples: tuple[tuple[str, str], ...]
+
+
 class Card(_Part):
     """``data.json``, the card of the data, as :class:`tlrecipe.data.card.DataCard` explains it."""
 
     imbalance: float
     splits: dict[str, CardSplit]
     duplicates: tuple[CardTwice, ...]
+    in_two_classes: tuple[CardTorn, ...] = ()
     ignored: dict[str, int]
 
 
@@ -450,8 +462,8 @@ def _predictions(path: Path, classes: Sequence[str]) -> Predictions | None:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         found = Predictions.of(
             classes,
-            [row["file"] for row in rows],
-            [(row["label"], row["predicted"], float(row["probability"])) for row in rows],
+            [cell_of(row["file"]) for row in rows],
+            [(cell_of(row["label"]), cell_of(row["predicted"]), float(row["probability"])) for row in rows],
         )
         if None in found.files or not ((found.probability >= 0) & (found.probability <= 1)).all():
             raise ValueError("a row lacks its file, or a probability is none")
