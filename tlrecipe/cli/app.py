@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
 
 from tlrecipe.cli import completion
+from tlrecipe.cli.render import printable
 from tlrecipe.cli.reporting import reports
 from tlrecipe.cli.signals import EXIT_ON
 
@@ -56,7 +58,29 @@ def _print_version(context: click.Context, option: click.Parameter, wanted: bool
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.RichGroup):
+    """Commands whose usage errors show foreign characters instead of acting on the terminal by them."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _shown_usage():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _shown_usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _shown_usage() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        # Another error of its class could not be made without its other facts.
+        error.message = printable(error.message)  # type: ignore[misc]
+        raise
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
     is_flag=True,

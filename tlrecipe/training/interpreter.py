@@ -143,6 +143,8 @@ class _State(restore.Exact):
         """What a checkpoint of ``plan`` says. Raises TLR602 where no run of it can have said so."""
         state = restore.exactly(cls, values, "state")
         restore.keys(state.clocks, _CLOCKS, "state.clocks")
+        if state.phase > len(plan.phases):
+            restore.refuse(f"`state.phase` is {state.phase}, and there are {len(plan.phases)} phases")
         done = [restore.exactly(PhaseResult, result, "state.results") for result in state.results]
         if [result.name for result in done] != [phase.name for phase in plan.phases[: state.phase]]:
             restore.refuse(f"`state.results` are not those of the {state.phase} phases before")
@@ -808,6 +810,8 @@ class _Run:
             restore.refuse("`precision` is none")
         self.precision = values["precision"]
         phase = self.plan.phases[self.state.phase] if self.state.step > 0 else None
+        if phase is None and values["stateless"] != []:
+            restore.refuse("`stateless` belongs to no phase")
         parts = _parts(checkpoint.tensors)
         expected = {
             "model": True,
