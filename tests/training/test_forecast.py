@@ -24,7 +24,7 @@ from tlrecipe.training import forecast
 from tlrecipe.training.features import FeatureStore
 from tlrecipe.training.forecast import decoded_bytes, prefix_facts
 from tlrecipe.training.optimizers import OPTIMIZERS
-from tlrecipe.training.survey import Addresses, survey
+from tlrecipe.training.survey import Addresses, split_plan, survey
 
 GRADUAL = [
     phase(augment={"hflip": True}),
@@ -38,7 +38,8 @@ def test_the_cut_is_the_one_that_the_run_makes() -> None:
     plan = plan_for(model, phase=GRADUAL, compute={"precision": "fp32"})
     facts = prefix_facts(plan, copy.deepcopy(model).to("meta"))
     addresses = Addresses(plan, "net", torch.device("cpu"))
-    splits, choices = survey(plan, model, lambda *_: None, FeatureStore(), addresses)
+    splits = split_plan(plan, model, addresses.device)
+    choices = survey(plan, model, splits, lambda *_: None, FeatureStore(), addresses)
     assert [fact.cut for fact in facts] == [parts.cut for parts in splits]
     assert [fact.feature_bytes for fact in facts] == [choice.feature_bytes for choice in choices]
     assert [fact.views for fact in facts] == [2, None, 1]

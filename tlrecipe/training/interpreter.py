@@ -42,6 +42,7 @@ from tlrecipe.training.survey import (
     PixelSource,
     only_a_head,
     preprocessing_of,
+    split_plan,
     survey,
 )
 
@@ -238,12 +239,17 @@ class _Run:
     def train(self, resume: Checkpoint | None) -> RunResult:
         started = time.perf_counter()
         known = self._restore(resume) if resume is not None else []
-        self.splits, self.choices = survey(
-            self.plan, self.model, self.pixels, self.store, self.addresses, known
+        self.splits = split_plan(self.plan, self.model, self.device, known)
+        if self.device.type == "cpu":
+            # Before any step is timed; the images count as memory that is taken.
+            for phase in self.plan.phases[self.state.phase :][:1]:
+                for split in ("train", "val"):
+                    self.pixels(split, preprocessing_of(self.plan, phase))
+            refuse_too_large(self.plan, self.model, self.splits, warn=self._warn)
+        self.choices = survey(
+            self.plan, self.model, self.splits, self.pixels, self.store, self.addresses, known
         )
         self.precision = self._final_precision()
-        if self.device.type == "cpu":
-            refuse_too_large(self.plan, self.model, self.splits, warn=self._warn)
         self.state.clocks["survey"] += time.perf_counter() - started
         if resume is None:
             # The choices and the precision are timings: saved before anything rests on them, they are made

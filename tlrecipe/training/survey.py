@@ -197,34 +197,42 @@ def passed_before(
 # --------------------------------------------------------------------------- the choice
 
 
-def survey(
-    plan: Plan,
-    model: nn.Module,
-    pixels: PixelSource,
-    store: FeatureStore,
-    addresses: Addresses,
-    known: Sequence[Choice] = (),
-) -> tuple[list[Split], list[Choice]]:
-    """Split the network for every phase and choose what to do about each prefix.
-
-    ``known`` are choices of an earlier start of the same run; they are kept.
-    """
+def split_plan(
+    plan: Plan, model: nn.Module, device: torch.device, known: Sequence[Choice] = ()
+) -> list[Split]:
+    """Split the network for every phase. ``known`` are choices of an earlier start of the same run."""
     splits = []
     for phase in plan.phases:
         freezing.apply(model, phase)
         parts = split_phase(plan, phase, model)
         if phase.index >= len(known) and plan.features != "off":
-            parts = proved(model, parts, _sample(phase, addresses.device, 3))
+            parts = proved(model, parts, _sample(phase, device, 3))
         splits.append(parts)
     for choice, parts in zip(known, splits, strict=False):
         if choice.mode != "plain" and (choice.cut, choice.nodes) != (parts.cut, parts.nodes):
             restore.refuse(f"the frozen part of a phase now ends at {parts.cut}, not at {choice.cut}")
+    return splits
+
+
+def survey(
+    plan: Plan,
+    model: nn.Module,
+    splits: Sequence[Split],
+    pixels: PixelSource,
+    store: FeatureStore,
+    addresses: Addresses,
+    known: Sequence[Choice] = (),
+) -> list[Choice]:
+    """Choose what to do about the prefix of each phase, by :func:`split_plan`.
+
+    ``known`` are choices of an earlier start of the same run; they are kept.
+    """
     choices = list(known)
     clock = _PrefixClock(plan, splits, addresses.device)
     for phase in plan.phases[len(known) :]:
         freezing.apply(model, phase)
         choices.append(_Chooser(plan, phase, splits, choices, clock, pixels, store, addresses).choose())
-    return splits, choices
+    return choices
 
 
 def _in_all(*reasons: str) -> str:
