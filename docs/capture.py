@@ -25,7 +25,7 @@ def main(out: Path) -> None:
             text=True,
             check=True,
         )
-    console = Console(record=True, width=110, file=io.StringIO())
+    console = Console(record=True, width=124, file=io.StringIO())
     console.print(Text("$ tlrecipe run recipes/feature_extraction.toml --plain --run-dir runs/first", "bold"))
     console.print(Text(done.stdout.rstrip()))
     # No font is fetched: the reader's own monospaced one does.
