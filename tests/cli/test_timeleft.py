@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,14 @@ class Simulated:
             if val and step % 20 == 0:
                 self.evaluation(name, val, val_each)
         self("phase_end", name=name)
+
+    def steps(self, count: int, foreseen: float, seconds: Callable[[int], float]) -> None:
+        """A run of one phase, whose steps were foreseen to take ``foreseen`` each and take ``seconds``."""
+        self("outlook", work=[work("step", "one", count, foreseen)])
+        self("phase", name="one")
+        for step in range(1, count + 1):
+            self.now += seconds(step)
+            self("step", phase="one", step=step)
 
     @property
     def errors(self) -> Iterator[float]:
@@ -103,31 +111,19 @@ def test_what_is_seen_corrects_what_was_foreseen() -> None:
 
 def test_a_machine_that_is_slowed_down_is_followed() -> None:
     run = Simulated()
-    run("outlook", work=[work("step", "one", 400, 1.0)])
-    run("phase", name="one")
-    for step in range(1, 401):
-        run.now += 1.0 if step <= 100 else 3.0
-        run("step", phase="one", step=step)
+    run.steps(400, 1.0, lambda step: 1.0 if step <= 100 else 3.0)
     assert max(list(run.errors)[220:]) < 0.1
 
 
 def test_a_process_that_slept_goes_on_at_its_pace() -> None:
     run = Simulated()
-    run("outlook", work=[work("step", "one", 100, 1.0)])
-    run("phase", name="one")
-    for step in range(1, 101):
-        run.now += 600.0 if step == 50 else 1.0
-        run("step", phase="one", step=step)
+    run.steps(100, 1.0, lambda step: 600.0 if step == 50 else 1.0)
     assert max(list(run.errors)[52:]) < 0.3, "after the pause, of which nobody could know"
 
 
 def test_a_pace_that_changes_for_good_is_found_however_much_it_changes() -> None:
     run = Simulated()
-    run("outlook", work=[work("step", "one", 200, 0.1)])
-    run("phase", name="one")
-    for step in range(1, 201):
-        run.now += 0.1 if step <= 50 else 10.0
-        run("step", phase="one", step=step)
+    run.steps(200, 0.1, lambda step: 0.1 if step <= 50 else 10.0)
     assert max(list(run.errors)[100:]) < 0.1
 
 

@@ -179,13 +179,13 @@ def _plain(conv: nn.Conv2d, shape: torch.Size) -> nn.Conv2d | None:
     even = call.get("padding", 0)
     if isinstance(even, str):
         return None
-    return _convolution(call, pads, _pair(even))
+    return _convolution(call, pads, pair(even))
 
 
 def _convolution(call: dict[str, Any], pads: tuple[int, ...], even: tuple[int, int]) -> nn.Conv2d | None:
     """The layer of a call; what one side is padded by more than the other becomes zeros of the kernel."""
     weight, bias = call["weight"].detach(), call.get("bias")
-    dilation, groups = _pair(call.get("dilation", 1)), call.get("groups", 1)
+    dilation, groups = pair(call.get("dilation", 1)), call.get("groups", 1)
     left, right, top, bottom = (pads[0] + even[1], pads[1] + even[1], pads[2] + even[0], pads[3] + even[0])
     if min(left, right, top, bottom) < 0 or ((left, top) != (right, bottom) and dilation != (1, 1)):
         return None
@@ -198,7 +198,7 @@ def _convolution(call: dict[str, Any], pads: tuple[int, ...], even: tuple[int, i
         weight.shape[1] * groups,
         weight.shape[0],
         tuple(weight.shape[2:]),
-        _pair(call.get("stride", 1)),
+        pair(call.get("stride", 1)),
         (max(top, bottom), max(left, right)),
         dilation,
         groups,
@@ -212,5 +212,6 @@ def _convolution(call: dict[str, Any], pads: tuple[int, ...], even: tuple[int, i
     return conv.eval()
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """A stride, padding or dilation of a convolution as (height, width), however it was given."""
     return (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from tlrecipe.models.adapters import UP, LoraConv2d
 from tlrecipe.models.fast import after_norm
 from tlrecipe.models.observed import copied, follows, run, same
+from tlrecipe.models.onednn import pair
 
 # Kernels from this size on have no fast weight gradient of their own.
 _LARGE_KERNEL = 5
@@ -174,11 +175,7 @@ def _convolve(
         bias = None if bias is None else bias.to(dtype)
     if groups == 1:
         return torch.as_tensor(_Pointwise.apply(input, weight, bias))
-    return torch.as_tensor(_Depthwise.apply(input, weight, bias, _pair(stride), _pair(padding), groups))
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
+    return torch.as_tensor(_Depthwise.apply(input, weight, bias, pair(stride), pair(padding), groups))
 
 
 class _Pointwise(torch.autograd.Function):
